@@ -1,0 +1,1 @@
+"""The recipes of the vpMoE upcycling chain; vpstore is a library to them."""

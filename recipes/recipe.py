@@ -1,0 +1,211 @@
+"""The contract between a recipe and whoever runs it.
+
+Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor is
+known before one is computed) or `run` (training: one piece), and optionally `intermediates` and `check`. It reads its
+inputs, returns values, and touches neither the store nor a clock.
+
+Invariants: no torch at import time, so that the key of a build can be known without it; nothing here decides bytes by
+host, time or path.
+
+Example:
+    def plan(context: Context) -> Plan:
+        source = context.inputs["parent"].tensors()
+        return Plan(tensors=tuple(copy_of(source, name) for name in source.names()), files=(json_file("config.json", {}),))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recipes.tensors import TensorReader
+
+# The dtypes that are ever written, under the names safetensors gives them.
+Dtype = Literal["BF16", "F16", "F32", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+
+
+@dataclass(frozen=True)
+class InputArtifact:
+    """One verified parent: a directory of files whose digests were just checked."""
+
+    role: str
+    ref: str  # object@stage, for messages
+    digest: str
+    path: Path
+
+    def tensors(self) -> TensorReader:
+        """A lazy reader over the safetensors shards of this artifact."""
+        from recipes.tensors import TensorReader
+
+        return TensorReader(self.path)
+
+    def json(self, name: str) -> Any:
+        """The parsed content of a JSON file of this artifact."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+
+class Progress(Protocol):
+    """Told how far the work is; prints on a terminal, does nothing elsewhere."""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `label` are finished."""
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a recipe may look at.
+
+    scratch is named by the build key and survives an interruption: what a training recipe saves there it finds again.
+    intermediates is filled by the runner before `plan` is called when the recipe declares them.
+    """
+
+    params: Any  # the recipe's own Params model, recipes/params/<recipe>.py
+    inputs: Mapping[str, InputArtifact]
+    sources: Mapping[str, Path]  # files from outside, each already held against its pinned SHA-256
+    scratch: Path
+    progress: Progress = _silent
+    intermediates: Mapping[str, Path] = field(default_factory=dict)  # name -> safetensors file
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor that will exist: its shape and dtype are promises, held before and after it is computed."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    compute: Callable[[], Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}.get(self.dtype, 1)
+        return width * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file beside the shards; `write` puts its bytes into an open binary file."""
+
+    name: str  # relative, with forward slashes
+    media_type: str
+    write: Callable[[BinaryIO], None]
+
+
+def json_file(name: str, value: Any) -> PlannedFile:
+    """A JSON file: sorted keys, two spaces, one newline at the end."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return bytes_file(name, text.encode(), "application/json")
+
+
+def bytes_file(name: str, data: bytes, media_type: str = "application/octet-stream") -> PlannedFile:
+    """A file whose bytes are already here."""
+
+    def write(out: BinaryIO) -> None:
+        out.write(data)
+
+    return PlannedFile(name, media_type, write)
+
+
+def copy_file(name: str, source: Path, media_type: str = "application/octet-stream") -> PlannedFile:
+    """A file taken over byte for byte."""
+
+    def write(out: BinaryIO) -> None:
+        with source.open("rb") as src:
+            shutil.copyfileobj(src, out, 1 << 22)
+
+    return PlannedFile(name, media_type, write)
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """A named result that many tensors need, kept as a blob of the manifest outside the view.
+
+    `compute` receives the files of the intermediates before it, by name, and returns tensors; they are written as one
+    safetensors file. Order matters; each is resumable on its own.
+    """
+
+    name: str
+    compute: Callable[[Mapping[str, Path]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure against its threshold. A value of None means that it could not be measured, and says why."""
+
+    name: str
+    value: float | None
+    relation: Literal["<=", ">=", "=="]
+    threshold: float
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Literal["passed", "missed", "not measurable"]:
+        """NaN never passes."""
+        if self.value is None:
+            return "not measurable"
+        kept = {
+            "<=": self.value <= self.threshold,
+            ">=": self.value >= self.threshold,
+            "==": self.value == self.threshold,
+        }
+        return "passed" if kept[self.relation] else "missed"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build says about its result: numbers, gates and curves, all deterministic (no durations, no throughput)."""
+
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # nested dict of numbers and strings
+    gates: Sequence[Gate] = ()
+    plots: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # name -> rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a surgery recipe will write."""
+
+    tensors: Sequence[PlannedTensor] = ()
+    files: Sequence[PlannedFile] = ()
+    report: Report | None = None  # figures that are known from the intermediates alone
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training recipe has made; tensors are written in the dtype they have here."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    files: Sequence[PlannedFile] = ()
+    report: Report = field(default_factory=Report)
+
+
+class Recipe(Protocol):
+    """A recipe module: `plan` or `run`, never both.
+
+    plan(context) -> Plan · run(context) -> RunResult · intermediates(context) -> Sequence[Intermediate]
+    check(context, staged: TensorReader) -> Report: gates over the staged shards of a plan, before anything is published.
+    """
+
+    def plan(self, context: Context) -> Plan:
+        """Name every tensor and file."""
+
+    def run(self, context: Context) -> RunResult:
+        """Train, and return the result."""
+
+    def intermediates(self, context: Context) -> Sequence[Intermediate]:
+        """Name the shared results."""
+
+    def check(self, context: Context, staged: TensorReader) -> Report:
+        """Hold the staged result against the gates."""

@@ -1,0 +1,1 @@
+"""Training: loop, optimizer, losses, exact resume."""

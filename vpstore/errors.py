@@ -1,0 +1,137 @@
+"""The tree of errors: every failure a person can cause or meet, each with its exit code.
+
+Place in the path: below everything; nothing of the project is imported here.
+Invariants: an error says where, what was expected, what was found and what to do next; the table of exit codes in the
+documentation is generated from these classes.
+
+Example:
+    >>> raise DigestMismatch("blob does not match its digest", where="vpDense@wake-up", next_step="vpstore repair vpDense")
+"""
+
+from __future__ import annotations
+
+
+class VpstoreError(Exception):
+    """Base of all errors that are reported to a person rather than shown as a traceback."""
+
+    exit_code = 1
+    meaning = "failure"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        found: str = "",
+        next_step: str = "",
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where = what, where
+        self.expected, self.found, self.next_step = expected, found, next_step
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The labelled lines below the headline; empty ones are left out."""
+        pairs = (
+            ("where", self.where),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("next", self.next_step),
+        )
+        return [(label, text) for label, text in pairs if text]
+
+    def __str__(self) -> str:
+        return "\n".join([f"error: {self.what}", *(f"  {label:<9} {text}" for label, text in self.rows())])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the fields when an error crosses a process boundary (worker pools pickle exceptions)."""
+        return (_rebuild, (type(self), self.what, self.where, self.expected, self.found, self.next_step))
+
+
+def _rebuild(cls: type[VpstoreError], what: str, where: str, expected: str, found: str, next_step: str) -> VpstoreError:
+    return cls(what, where=where, expected=expected, found=found, next_step=next_step)
+
+
+class UsageError(VpstoreError):
+    """The command line or a configuration file says something that has no meaning."""
+
+    exit_code = 2
+    meaning = "usage or configuration"
+
+
+class FaultsFound(VpstoreError):
+    """verify, audit or reproduce finished and found faults."""
+
+    exit_code = 3
+    meaning = "faults found by verify, audit or reproduce"
+
+
+class NoStore(VpstoreError):
+    """There is no store, or one of a format that this version does not read."""
+
+    exit_code = 10
+    meaning = "no store"
+
+
+class NoSuchRef(VpstoreError):
+    """A name that nothing here resolves."""
+
+    exit_code = 11
+    meaning = "no such ref"
+
+
+class BlobMissing(VpstoreError):
+    """A manifest names bytes that the store does not hold."""
+
+    exit_code = 12
+    meaning = "blob missing"
+
+
+class DigestMismatch(VpstoreError):
+    """Bytes are not what their digest says."""
+
+    exit_code = 13
+    meaning = "digest mismatch"
+
+
+class BadManifest(VpstoreError):
+    """A document that does not parse, is not canonical, or contradicts itself."""
+
+    exit_code = 14
+    meaning = "bad manifest"
+
+
+class NotLocked(VpstoreError):
+    """The pointer is not what vpstore.lock says."""
+
+    exit_code = 15
+    meaning = "not what the lock says"
+
+
+class RemoteFailure(VpstoreError):
+    """A remote refused, broke off, or sent something else."""
+
+    exit_code = 16
+    meaning = "remote failure"
+
+
+class RecipeRefused(VpstoreError):
+    """A recipe's input, plan or result is not acceptable."""
+
+    exit_code = 20
+    meaning = "recipe input or gate refused"
+
+
+class GateMissed(RecipeRefused):
+    """A recipe finished, but a figure is on the wrong side of its declared threshold: nothing was published."""
+
+
+class ShapeMismatch(RecipeRefused):
+    """A tensor does not have the shape that its place demands."""
+
+
+class Interrupted(VpstoreError):
+    """Ctrl-C; what was computed so far stays in the scratch folder and is taken up again."""
+
+    exit_code = 130
+    meaning = "interrupted"

@@ -1,8 +1,8 @@
 """The contract between a recipe and whoever runs it.
 
-Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor is
-known before one is computed) or `run` (training: one piece), and optionally `intermediates` and `check`. It reads its
-inputs, returns values, and touches neither the store nor a clock.
+Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor
+is known before one is computed) or `run` (training: one piece), and optionally `intermediates` and `check`. It reads
+its inputs, returns values, and touches neither the store nor a clock.
 
 Invariants: no torch at import time, so that the key of a build can be known without it; nothing here decides bytes by
 host, time or path.
@@ -10,7 +10,7 @@ host, time or path.
 Example:
     def plan(context: Context) -> Plan:
         source = context.inputs["parent"].tensors()
-        return Plan(tensors=tuple(copy_of(source, name) for name in source.names()), files=(json_file("config.json", {}),))
+        return Plan(tensors=[kept(source, name) for name in source.names()], files=[json_file("config.json", {})])
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Report:
-    """What a build says about its result: numbers, gates and curves, all deterministic (no durations, no throughput)."""
+    """What a build says about its result: numbers, gates and curves, all deterministic: no durations."""
 
     metrics: Mapping[str, Any] = field(default_factory=dict)  # nested dict of numbers and strings
     gates: Sequence[Gate] = ()
@@ -195,7 +195,7 @@ class Recipe(Protocol):
     """A recipe module: `plan` or `run`, never both.
 
     plan(context) -> Plan · run(context) -> RunResult · intermediates(context) -> Sequence[Intermediate]
-    check(context, staged: TensorReader) -> Report: gates over the staged shards of a plan, before anything is published.
+    check(context, staged: TensorReader) -> Report: gates over a plan's staged shards, before publishing.
     """
 
     def plan(self, context: Context) -> Plan:

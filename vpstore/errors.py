@@ -5,7 +5,7 @@ Invariants: an error says where, what was expected, what was found and what to d
 documentation is generated from these classes.
 
 Example:
-    >>> raise DigestMismatch("blob does not match its digest", where="vpDense@wake-up", next_step="vpstore repair vpDense")
+    >>> raise DigestMismatch("blob does not match its digest", where="vpDense@wake-up", next_step="vpstore repair")
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ class MoeConfig(_Value):
     @model_validator(mode="after")
     def _groups(self) -> MoeConfig:
         if self.num_experts % self.num_groups or self.top_k > self.num_experts:
-            raise ValueError(f"{self.num_experts} experts do not divide into {self.num_groups} groups with top {self.top_k}")
+            raise ValueError(
+                f"{self.num_experts} experts do not divide into {self.num_groups} groups with top {self.top_k}"
+            )
         if self.top_groups > self.num_groups or self.top_k % self.top_groups:
             raise ValueError("top_k must be a multiple of top_groups, and top_groups at most num_groups")
         return self

@@ -1,0 +1,35 @@
+# Two commands are all there is to know: make repro, then make test.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: repro test test-slow lint bench clean help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# A stamp, so that an installed environment costs nothing; a change of the pins installs again.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	@touch $@
+
+repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was built
+	@started=$$(date +%s) && dvc repro && vpstore build --all --since $$started
+
+test: $(BIN)/.installed  ## the default tests: offline, CPU, under five minutes
+	pytest
+
+test-slow: $(BIN)/.installed  ## the long ones: the chain twice from scratch, other thread settings
+	pytest -m slow
+
+lint: $(BIN)/.installed  ## ruff and mypy --strict
+	ruff check . && ruff format --check . && mypy
+
+bench: $(BIN)/.installed  ## measurements, written as JSON and as the table in docs
+	python -m benchmarks
+
+clean:  ## the environment and caches; never the store
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,155 @@
+"""THE joint between recipes and store: vpstore calls this module by the name that objects.toml gives.
+
+Place in the path: config -> recipe -> tensors -> **here** -> publish. The only module of recipes/ that knows the
+store's types. Nothing here imports torch before a recipe really has to run.
+
+Example: `vpstore build vpDense@expand` calls prepare(), then, if no build of that key is at hand, produce().
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vpstore.checkout import Checkout
+from vpstore.code import closure
+from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Staged, StagedFile
+
+from recipes import config, execute
+from recipes.recipe import InputArtifact, Progress
+from vpstore.errors import UsageError
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import TokenizerRecord
+
+# Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
+CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
+# Never in one: they move bytes, or hold values that stand in the key themselves.
+CODE_EXCLUDE = ("recipes.run", "recipes.execute", "recipes.config", "recipes.params", "vpstore")
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
+    """Everything of a stage that its key covers, apart from the inputs.
+
+    Raises:  UsageError: a configuration that is refused, with file and key.
+    """
+    objects = checkout.objects
+    declared = objects.stage(object, stage)
+    profile = config.read_toml(checkout.profile_path)
+    _refuse_unknown(checkout, profile)
+    place = config.Place(object, stage, declared.mode, declared.recipe, tuple(declared.config))
+    params = config.stage_params(checkout.root, profile=profile, place=place)
+    return Prepared(
+        recipe_entry=declared.recipe,
+        params={"runtime": {"threads": _threads(profile, checkout)}, **params.model_dump(mode="json")},
+        code_always=CODE_ALWAYS,
+        code_exclude=CODE_EXCLUDE,
+        sources=tuple(s for role, path in declared.sources.items() for s in _sources(checkout.root, role, path)),
+        tokenizer=_tokenizer(objects.tokenizers, declared.tokenizer),
+        verbatim=bool(getattr(params, "verbatim", False)),
+    )
+
+
+def environment(prepared: Prepared) -> dict[str, str]:
+    """What may change bytes but is in no key: Python, the packages that the closure imports, the device kind."""
+    files = closure(_ROOT, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)
+    found = {"python": platform.python_version(), "device": f"cpu {platform.machine()}"}
+    for name in sorted({name for file in files for name in _imported(_ROOT / file.path)}):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: Progress) -> Staged:
+    """Run the recipe; the finished files lie in `scratch` afterwards.
+
+    Raises:  RecipeRefused, GateMissed.
+    """
+    params = dict(prepared.params)
+    threads = params.pop("runtime")["threads"]
+    parents = {role: InputArtifact(role, found.ref, str(found.artifact), found.path) for role, found in inputs.items()}
+    sources = {source.role: source.path for source in prepared.sources}
+    job = execute.Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
+    made = execute.carry_out(job, progress)
+    return Staged(
+        files=[StagedFile(name, media_type, path) for name, (media_type, path) in sorted(made.files.items())],
+        intermediates=[
+            StagedFile(name, "application/vnd.safetensors", path) for name, path in made.intermediates.items()
+        ],
+    )
+
+
+def _threads(profile: Mapping[str, Any], checkout: Checkout) -> int:
+    threads = profile.get("runtime", {}).get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise UsageError(
+            "the profile gives no thread count",
+            where=f"{checkout.profile_path.name}: runtime.threads",
+            expected="a whole number above 0: it decides the order of sums and so the bytes",
+            found=repr(threads),
+            next_step="add [runtime] threads = 2",
+        )
+    return threads
+
+
+def _sources(root: Path, role: str, provenance: str) -> list[PreparedSource]:
+    path = root / provenance
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        folder = root / document["root"]
+        return [
+            PreparedSource(f"{role}/{file['path']}", folder / file["path"], file["sha256"], file["size_bytes"])
+            for file in document["files"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            "a provenance file is missing or not of its form",
+            where=provenance,
+            expected="format, root, files: [{path, sha256, size_bytes}]",
+            found=f"{type(error).__name__}: {error}",
+            next_step="git checkout it, or write one as configs/upcycle/provenance/ shows",
+        ) from error
+
+
+def _tokenizer(tables: Mapping[str, Any], name: str | None) -> TokenizerRecord | None:
+    if name is None:
+        return None
+    table = tables[name]
+    return TokenizerRecord(family=name, digest=Digest(table["digest"]), padded_vocab=table["padded_vocab"])
+
+
+def _refuse_unknown(checkout: Checkout, profile: Mapping[str, Any]) -> None:
+    known: dict[str, set[str]] = {}
+    for name, declared in checkout.objects.objects.items():
+        tables = known.setdefault(name, set())
+        for stage, place in declared.stages.items():
+            prefix = f"{place.mode}." if place.mode else ""
+            tables.update(prefix + table for table in (stage, config.DEFAULT_TABLE, *config.SHARED_TABLES))
+    faults = config.unknown_tables(profile, known)
+    if faults:
+        raise UsageError(
+            "a profile configures what objects.toml does not declare",
+            where=f"{checkout.profile_path.name}: {', '.join(faults)}",
+            expected="params.<object>[.<mode>].<stage>",
+            next_step="mend the name of the table",
+        )
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, the standard library and this project left out."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return {name for name in names if name not in sys.stdlib_module_names and not (_ROOT / name).is_dir()}

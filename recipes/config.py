@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,7 @@ def stage_params(root: Path, *, profile: dict[str, Any], place: Place) -> Params
     own: dict[str, Any] = {}
     for name in place.config:
         own = merge(own, read_toml(root / name), where=name)
-    table = profile
-    for key in place.profile_path:
-        table = table.get(key, {})
+    table = descend(profile, place.profile_path)
     label = f"{', '.join(place.config)} and the profile"
     both = merge(own, table, where=label)
     model = params_model(place.recipe)
@@ -121,6 +119,19 @@ def stage_params(root: Path, *, profile: dict[str, Any], place: Place) -> Params
         if shared in model.model_fields:
             values = merge(values, {shared: both.get(shared, {})}, where=label)
     return validated(model, values, where=f"{label}: [{place.stage}]")
+
+
+def descend(table: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The table at the end of a path of keys; empty if there is none."""
+    for key in path:
+        table = table.get(key, {})
+    return table
+
+
+def tables_of(table: Mapping[str, Any], place: Place) -> list[str]:
+    """Which tables of a configuration the stage's params come from."""
+    own = place.stage if place.stage in table else DEFAULT_TABLE
+    return [name for name in (own, *SHARED_TABLES) if name in table]
 
 
 def validated(model: type[ParamsBase], values: Mapping[str, Any], *, where: str) -> ParamsBase:

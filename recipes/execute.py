@@ -188,7 +188,7 @@ def _write_files(folder: Path, files: Sequence[PlannedFile]) -> dict[str, tuple[
 
 
 def report_files(report: Report) -> list[PlannedFile]:
-    """metrics.json and one file a plot, under reports/."""
+    """metrics.json, always, and one file a plot, under reports/."""
     gates = {
         gate.name: {
             "value": gate.value,
@@ -199,8 +199,6 @@ def report_files(report: Report) -> list[PlannedFile]:
         }
         for gate in report.gates
     }
-    if not (report.metrics or gates or report.plots):
-        return []
     metrics = {**report.metrics, **({"gates": gates} if gates else {})}
     plots = [json_file(f"reports/{name}.json", list(rows)) for name, rows in sorted(report.plots.items())]
     return [json_file("reports/metrics.json", metrics), *plots]

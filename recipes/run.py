@@ -26,6 +26,7 @@ from recipes.recipe import InputArtifact, Progress
 from vpstore.errors import UsageError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
+from vpstore.schema.ref import StageRef
 
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
 CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
@@ -41,7 +42,7 @@ def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
     Raises:  UsageError: a configuration that is refused, with file and key.
     """
     objects = checkout.objects
-    declared = objects.stage(object, stage)
+    declared = objects.stage(StageRef(object, stage))
     profile = config.read_toml(checkout.profile_path)
     _refuse_unknown(checkout, profile)
     place = config.Place(object, stage, declared.mode, declared.recipe, tuple(declared.config))
@@ -55,6 +56,23 @@ def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
         tokenizer=_tokenizer(objects.tokenizers, declared.tokenizer),
         verbatim=bool(getattr(params, "verbatim", False)),
     )
+
+
+def param_keys(checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
+    """Where the params of a stage stand: TOML file -> dotted tables, for DVC to watch.
+
+    The profile's file is named with `${profile}` in it, so that one pipeline serves every profile.
+    """
+    declared = checkout.objects.stage(StageRef(object, stage))
+    place = config.Place(object, stage, declared.mode, declared.recipe, declared.config)
+    found = {name: config.tables_of(config.read_toml(checkout.root / name), place) for name in declared.config}
+    profile = config.read_toml(checkout.profile_path)
+    inner = config.tables_of(config.descend(profile, place.profile_path), place)
+    keys = ["runtime", *(".".join((*place.profile_path, table)) for table in inner)]
+    if object in profile.get("objects", {}):
+        keys.append(f"objects.{object}")
+    shared = checkout.profile_path.relative_to(checkout.root).with_name("${profile}.toml").as_posix()
+    return {**found, shared: keys}
 
 
 def environment(prepared: Prepared) -> dict[str, str]:

@@ -12,16 +12,16 @@ Example:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PADDED_VOCAB = 201088
-HEAD_DIM = 128
-WINDOW = 128
-GLOBAL_EVERY = 4
-NUM_QUERY_HEADS = 8
-NUM_KV_HEADS = 2
+PADDED_VOCAB: Final = 201088
+HEAD_DIM: Final = 128
+WINDOW: Final = 128
+GLOBAL_EVERY: Final = 4
+NUM_QUERY_HEADS: Final = 8
+NUM_KV_HEADS: Final = 2
 
 
 class _Value(BaseModel):
@@ -68,7 +68,7 @@ class MoeConfig(_Value):
 
 
 class StudentConfig(_Value):
-    """The vp architecture. attention: `gqa` = compat mode (full causal, RoPE), `tpa` = real mode (TPA local, GQA global)."""
+    """The vp architecture. `gqa` is compat mode (causal GQA, RoPE), `tpa` real mode (local TPA, global GQA)."""
 
     hidden_size: int = Field(gt=0)
     num_layers: int = Field(gt=0)
@@ -100,6 +100,18 @@ class StudentConfig(_Value):
     def uses_tpa(self, layer: int) -> bool:
         """Whether 1-based `layer` builds q, k, v from TPA factors."""
         return self.attention == "tpa" and not self.is_global(layer)
+
+    def uses_rotary(self, layer: int) -> bool:
+        """Whether 1-based `layer` rotates queries and keys; real mode's global layers do not."""
+        return self.attention == "gqa" or not self.is_global(layer)
+
+    def uses_alibi(self, layer: int) -> bool:
+        """Whether 1-based `layer` biases its scores by distance: real mode's global layers."""
+        return not self.uses_rotary(layer)
+
+    def layer_window(self, layer: int) -> int | None:
+        """Tokens that 1-based `layer` sees, the current one included; None if it sees all before it."""
+        return self.window if self.uses_tpa(layer) else None
 
     def is_moe(self, layer: int) -> bool:
         """Whether 1-based `layer` routes; the first layer stays dense."""

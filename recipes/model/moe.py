@@ -1,0 +1,215 @@
+"""Mixture of experts: sigmoid router with groups and a balancing bias, stacked experts, one shared expert.
+
+Place in the path: recipe -> **model**; layers 2 and up of vpMoE. Output = shared(x) + sum_i p_i E_i(x), where p_i also
+multiplies the expert's output bias; no token is dropped.
+
+Invariants: the router computes in at least float32; experts are chosen on score + bias, gates use the score alone and
+sum to `routed_scaling`; ties go to the lowest index; nothing is added up by atomics, so equal inputs give equal bits.
+Zero fc2 and fc2 bias of all experts give a routed part of exactly 0.
+
+Shapes: B batch, T tokens, N = B * T, H hidden, E experts, F expert width, J groups, k experts a token.
+
+Example:
+    >>> y_BTH = MixtureOfExperts(config, number=2)(x_BTH, state)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from recipes.model.config import MoeConfig, StudentConfig
+from recipes.model.ffn import FeedForward, relu_squared
+from recipes.model.modules import INITIAL_STD, Projection
+from recipes.model.precision import KeepsFloat32, wide
+from recipes.model.stream import Stream
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one MoE layer did with one batch; only `balance_loss` carries gradient."""
+
+    counts_E: Tensor  # int64: tokens that chose each expert
+    mean_scores_E: Tensor  # mean over tokens of the normalised scores; sums to 1
+    score_entropy: Tensor  # mean over tokens of their entropy, nats; ln E if uniform
+    balance_loss: Tensor  # weighted; 1e-4 at a uniform router with the locked weight
+
+
+class Router(Projection, KeepsFloat32):
+    """Scores tokens, chooses experts, gives gates."""
+
+    pinned: ClassVar[tuple[str, ...]] = ("expert_bias",)
+    expert_bias: Tensor
+
+    def __init__(self, hidden_size: int, moe: MoeConfig) -> None:
+        super().__init__(hidden_size, moe.num_experts)
+        self.moe = moe
+        self.register_buffer("expert_bias", torch.zeros(moe.num_experts))
+
+    def draw(self, generator: Generator | None = None) -> None:
+        """Draw the weight, zero both biases."""
+        super().draw(generator)
+        if "expert_bias" in self._buffers:  # not yet there when torch's constructor draws
+            self.expert_bias.zero_()
+
+    def scores(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and their sigmoids, [N, E], in at least float32."""
+        logits_NE = F.linear(wide(x_NH), wide(self.weight), wide(self.bias))
+        return logits_NE, torch.sigmoid(logits_NE)
+
+    def choose(self, scores_NE: Tensor) -> Tensor:
+        """Indices of each token's experts, best first, [N, k]; group-limited, on score + expert bias."""
+        biased_NE = scores_NE.detach() + self.expert_bias
+        return top_in_groups(biased_NE, groups=self.moe.num_groups, keep=self.moe.top_groups, k=self.moe.top_k)
+
+    def gates(self, logits_NE: Tensor, expert_Nk: Tensor) -> Tensor:
+        """routed_scaling * s_i / sum of the chosen s, [N, k].
+
+        Computed as a softmax of log s, which is the same and cannot become 0 / 0 when all chosen scores underflow.
+        """
+        chosen_Nk = F.logsigmoid(logits_NE).gather(-1, expert_Nk)
+        return self.moe.routed_scaling * torch.softmax(chosen_Nk, dim=-1)
+
+    @torch.no_grad()
+    def update_expert_bias(self, counts_E: Tensor) -> None:
+        """One balancing step: e_i += rate * sign(mean load - load_i).
+
+        Args:    counts_E: tokens per expert over the whole global batch of the optimizer step.
+        """
+        load_E = counts_E.to(self.expert_bias)
+        self.expert_bias += self.moe.bias_update_rate * torch.sign(load_E.mean() - load_E)
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked along the first dimension."""
+
+    def __init__(self, hidden_size: int, moe: MoeConfig) -> None:
+        super().__init__()
+        count, width = moe.num_experts, moe.expert_hidden_size
+        self.fc1_weight = nn.Parameter(torch.empty(count, width, hidden_size))
+        self.fc1_bias = nn.Parameter(torch.empty(count, width))
+        self.fc2_weight = nn.Parameter(torch.empty(count, hidden_size, width))
+        self.fc2_bias = nn.Parameter(torch.empty(count, hidden_size))
+        self.draw()
+
+    def draw(self, generator: Generator | None = None) -> None:
+        """Draw the weights, zero the biases."""
+        for weight in (self.fc1_weight, self.fc2_weight):
+            nn.init.normal_(weight, std=INITIAL_STD, generator=generator)
+        for bias in (self.fc1_bias, self.fc2_bias):
+            nn.init.zeros_(bias)
+
+    def forward(self, x_MH: Tensor, sizes: list[int]) -> Tensor:
+        """Apply expert e to the e-th run of rows.
+
+        Args:    x_MH: rows sorted by expert; sizes: rows of each expert, summing to M.
+        Returns: [M, H].
+        """
+        # One unbind for all: indexing expert by expert would give each its own full-size gradient.
+        stacks = (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
+        parts = zip(torch.split(x_MH, sizes), *(stack.unbind(0) for stack in stacks), strict=True)
+        outputs = [
+            F.linear(relu_squared(F.linear(rows, w1_FH, b1_F)), w2_HF, b2_H)
+            for rows, w1_FH, b1_F, w2_HF, b2_H in parts
+            if rows.shape[0]
+        ]
+        return torch.cat(outputs)
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, routed experts and the shared expert of one layer."""
+
+    def __init__(self, config: StudentConfig, moe: MoeConfig, *, number: int) -> None:
+        super().__init__()
+        self.moe, self.number = moe, number
+        self.router = Router(config.hidden_size, moe)
+        self.experts = Experts(config.hidden_size, moe)
+        self.shared_expert = FeedForward(config.hidden_size, moe.shared_hidden_size)
+
+    def forward(self, x_BTH: Tensor, state: Stream) -> Tensor:
+        """shared(x) + routed(x); leaves a `Routing` in the state if it collects."""
+        shared_BTH: Tensor = self.shared_expert(x_BTH)
+        return shared_BTH + self.routed(x_BTH, state)
+
+    def routed(self, x_BTH: Tensor, state: Stream) -> Tensor:
+        """sum_i p_i E_i(x), summed in at least float32 in the order of choice."""
+        x_NH = x_BTH.flatten(0, -2)
+        logits_NE, scores_NE = self.router.scores(x_NH)
+        expert_Nk = self.router.choose(scores_NE)
+        counts_E = torch.bincount(expert_Nk.flatten(), minlength=self.moe.num_experts)
+        if state.collect:
+            state.routing[self.number] = routing_statistics(
+                torch.unflatten(scores_NE, 0, x_BTH.shape[:-1]), counts_E, self.moe
+            )
+        outputs_NkH = self._dispatch(x_NH, expert_Nk, counts_E.tolist())
+        gates_Nk = self.router.gates(logits_NE, expert_Nk)
+        return (wide(outputs_NkH) * gates_Nk[..., None]).sum(1).to(x_BTH.dtype).view_as(x_BTH)
+
+    def _dispatch(self, x_NH: Tensor, expert_Nk: Tensor, sizes: list[int]) -> Tensor:
+        """Sort the tokens' copies by expert, apply, put them back: [N, k, H]."""
+        order_M = torch.argsort(expert_Nk.flatten(), stable=True)
+        back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+        copies_MH = x_NH[:, None].expand(-1, expert_Nk.shape[-1], -1).flatten(0, 1)
+        sorted_MH: Tensor = _Permute.apply(copies_MH, order_M, back_M)  # type: ignore[no-untyped-call]
+        outputs_MH: Tensor = _Permute.apply(self.experts(sorted_MH, sizes), back_M, order_M)  # type: ignore[no-untyped-call]
+        return torch.unflatten(outputs_MH, 0, expert_Nk.shape)
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order; the gradient goes back by the inverse order, so that nothing is accumulated atomically."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def top_by_index(values: Tensor, k: int) -> Tensor:
+    """Indices of the k largest along the last dimension, largest first; among equals the lowest index wins."""
+    left = values.clone()
+    chosen = []
+    for _ in range(k):
+        best = left.argmax(-1, keepdim=True)
+        chosen.append(best)
+        left.scatter_(-1, best, float("-inf"))
+    return torch.cat(chosen, dim=-1)
+
+
+def top_in_groups(scores_NE: Tensor, *, groups: int, keep: int, k: int) -> Tensor:
+    """The top k among the `keep` best groups of consecutive experts.
+
+    A group's score is the sum of its k / keep best; ties go to the lowest index everywhere.
+    Source:  DeepSeek-V3, arXiv:2412.19437, with k / keep in the place of its 2.
+    """
+    grouped_NJe = torch.unflatten(scores_NE, -1, (groups, -1))
+    best_NJm = grouped_NJe.gather(-1, top_by_index(grouped_NJe, k // keep))
+    kept_NJ = torch.zeros_like(best_NJm[..., 0], dtype=torch.bool)
+    kept_NJ.scatter_(-1, top_by_index(best_NJm.sum(-1), keep), True)
+    return top_by_index(grouped_NJe.masked_fill(~kept_NJ[..., None], float("-inf")).flatten(-2), k)
+
+
+def routing_statistics(scores_BTE: Tensor, counts_E: Tensor, moe: MoeConfig) -> Routing:
+    """Statistics of one layer's scores.
+
+    The balance loss is weight * mean over rows of E sum_i f_i P_i, with f_i the share of the row's plain top-k
+    choices (no bias, no groups) and P_i the row's mean normalised score.
+    Source:  DeepSeek-V3, arXiv:2412.19437 (sequence-wise auxiliary loss).
+    """
+    tokens, experts = scores_BTE.shape[-2:]
+    share_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
+    chosen_BTk = top_by_index(share_BTE.detach(), moe.top_k)
+    hits_BE = F.one_hot(chosen_BTk.flatten(1), experts).sum(1)
+    f_BE = hits_BE.to(share_BTE.dtype) / (moe.top_k * tokens)
+    loss = moe.balance_loss_weight * experts * (f_BE * share_BTE.mean(1)).sum(-1).mean()
+    with torch.no_grad():
+        entropy = -torch.xlogy(share_BTE, share_BTE).sum(-1).mean()
+        return Routing(counts_E, share_BTE.mean((0, 1)), entropy, loss)

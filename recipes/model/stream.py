@@ -1,0 +1,105 @@
+"""What travels beside the residual stream: positions, document bounds, rotary tables, first-layer values, statistics.
+
+Place in the path: recipe -> **model**. `Student.start` makes one for a batch; every layer reads it, layer 1 writes its
+values into it, MoE layers leave their routing statistics when `collect` is on. It is explicit, so that surgery can run
+one layer alone.
+
+Invariants: a document is a maximal run of equal ids inside a row; positions restart at each; a token sees only its own
+run. Score biases hold 0 or the ALiBi term where a key is visible and -inf where it is not, in at least float32.
+
+Shapes: B batch, T tokens, K KV heads, G query heads a KV head, S keys, D head dimension.
+
+Example:
+    >>> Stream.of(torch.tensor([[7, 7, 9, 9, 9]])).positions_BT
+    tensor([[0, 1, 0, 1, 2]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from recipes.model.grape import RotaryTables
+
+if TYPE_CHECKING:
+    from recipes.model.moe import Routing
+
+
+@dataclass
+class Stream:
+    """State of one forward pass; the batch dimension of what does not depend on the row is 1."""
+
+    positions_BT: Tensor  # int64, within the document
+    run_BT: Tensor | None = None  # int64, number of the document within its row; None: one document a row
+    rotary: RotaryTables | None = None
+    v1_BTKD: Tensor | None = None  # layer 1's values, before attention
+    collect: bool = False
+    routing: dict[int, Routing] = field(default_factory=dict)  # by layer number
+    shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # score biases, reused across layers
+
+    @classmethod
+    def of(cls, documents_BT: Tensor, *, collect: bool = False) -> Stream:
+        """State of a batch whose rows hold several documents each."""
+        run_BT = document_runs(documents_BT)
+        return cls(positions_within(run_BT), run_BT, collect=collect)
+
+    @classmethod
+    def of_rows(cls, tokens: int, *, device: torch.device, collect: bool = False) -> Stream:
+        """State of a batch where each row is one document."""
+        return cls(torch.arange(tokens, device=device)[None], collect=collect)
+
+    def bias(self, key: tuple[object, ...], rows_T: Tensor, keys_S: Tensor, slopes_KG: Tensor | None) -> Tensor:
+        """Score bias of query indices `rows_T` over key indices `keys_S`, made once for each `key`.
+
+        Args:    key: ends with the window, or None for no window.
+        Returns: [B or 1, K or 1, G or 1, T, S].
+        """
+        if key not in self.shared:
+            window = key[-1]
+            visible = visible_keys(rows_T, keys_S, window=window if isinstance(window, int) else None)[None]
+            if self.run_BT is not None:
+                visible = visible & (self.run_BT[:, rows_T, None] == self.run_BT[:, None, keys_S])
+            self.shared[key] = score_bias(visible, rows_T[:, None] - keys_S, slopes_KG)
+        return self.shared[key]
+
+
+def document_runs(documents_BT: Tensor) -> Tensor:
+    """Number of the maximal run of equal ids that each token is in, from 0 in each row."""
+    changed = torch.zeros_like(documents_BT, dtype=torch.int64)
+    changed[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return changed.cumsum(-1)
+
+
+def positions_within(run_BT: Tensor) -> Tensor:
+    """Position of each token inside its run, from 0."""
+    index_T = torch.arange(run_BT.shape[-1], device=run_BT.device)
+    first = torch.ones_like(run_BT, dtype=torch.bool)
+    first[:, 1:] = run_BT[:, 1:] != run_BT[:, :-1]
+    starts_BT = torch.where(first, index_T, 0).cummax(-1).values
+    return index_T - starts_BT
+
+
+def visible_keys(rows_T: Tensor, keys_S: Tensor, *, window: int | None) -> Tensor:
+    """Which keys a query may see by distance: not later, and with a window (which counts the query itself) near enough.
+
+    Args:    rows_T, keys_S: indices in the row; both may have the same leading dimensions.
+    Returns: bool [..., T, S]. Negative key indices are padding and never visible.
+    """
+    distance_TS = rows_T[..., :, None] - keys_S[..., None, :]
+    visible_TS = (distance_TS >= 0) & (keys_S[..., None, :] >= 0)
+    return visible_TS if window is None else visible_TS & (distance_TS < window)
+
+
+def score_bias(visible_BTS: Tensor, distance_TS: Tensor, slopes_KG: Tensor | None) -> Tensor:
+    """0, or -slope * distance, where visible; -inf elsewhere.
+
+    Returns: [..., 1, 1, T, S], or [..., K, G, T, S] with slopes; float32.
+    """
+    hidden = torch.tensor(float("-inf"), device=visible_BTS.device)
+    seen = visible_BTS[..., None, None, :, :]
+    if slopes_KG is None:
+        return torch.where(seen, torch.zeros_like(hidden), hidden)
+    return torch.where(seen, -slopes_KG[:, :, None, None] * distance_TS.clamp(min=0), hidden)

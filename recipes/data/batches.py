@@ -1,0 +1,193 @@
+"""Training batches out of aligned datasets: packed rows, document borders, exact position.
+
+Place in the path: indexed datasets -> **batches** -> training, calibration. Three datasets describe the same
+documents: tokens, loss mask and span; the latter two are stored shifted by one: index t speaks of the label after it.
+
+Invariants: the stream of tokens is the documents of one epoch after the other, each epoch in an order that only the
+seed and the epoch decide; row r of the stream is its tokens [r * T, (r + 1) * T), with the next token as last
+label. Step s holds rows s * B to (s + 1) * B - 1: a process of several takes its share of the rows of the same
+step, so that the order does not depend on how many there are, and a run resumes by its step number alone. No label
+crosses a document: the stored mask is 0 there. A document that crosses the end of a row goes on in the next one as
+a document of its own.
+
+Shapes: B rows, T tokens a row.
+
+Example:
+    dataset = AlignedDataset(Path("healing_text"), "train")
+    for batch in packed_batches(dataset, sequence_length=256, sequences=4, seed=0, start_step=0):
+        loss = model(batch.ids_BT, batch.documents_BT)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from recipes.data.megatron_dataset import IndexedDataset
+from recipes.data.order import document_order
+from vpstore.errors import RecipeRefused
+
+_TOKENS, _MASK, _SPAN = "_tokens", "_lossmask", "_span"
+_Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step, on the CPU."""
+
+    ids_BT: torch.Tensor  # int64
+    labels_BT: torch.Tensor  # int64: the id that follows
+    loss_mask_BT: torch.Tensor  # float32: 1 where the label counts
+    span_BT: torch.Tensor  # int64: of the label; 1 analysis, 2 final, 0 else
+    documents_BT: torch.Tensor  # int64: 0, 1, 2, … within the row; attention stays inside one number
+
+
+class AlignedDataset:
+    """Tokens, loss mask and span of one split, over all its shards in the order of their names.
+
+    A shard is three indexed datasets `<shard>_tokens`, `<shard>_lossmask`, `<shard>_span`.
+    """
+
+    def __init__(self, directory: Path, split: Literal["train", "valid"]) -> None:
+        self.where = f"{directory.name}/{split}"
+        names = sorted(path.name for path in (directory / split).glob(f"*{_TOKENS}.idx"))
+        if not names:
+            raise RecipeRefused(
+                "a data set has no shards",
+                where=self.where,
+                expected="at least one <shard>_tokens.idx",
+                next_step="build the data set first",
+            )
+        stems = [name.removesuffix(f"{_TOKENS}.idx") for name in names]
+        self._shards = [_aligned(directory / split, stem) for stem in stems]
+        self.lengths: npt.NDArray[np.int64] = np.concatenate([shard[0].lengths for shard in self._shards]).astype(
+            np.int64
+        )
+        self._shard_starts = np.cumsum([0] + [len(shard[0]) for shard in self._shards])
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return int(self.lengths.size)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of one epoch."""
+        return int(self.lengths.sum())
+
+    def document(self, number: int) -> tuple[_Array, _Array, _Array]:
+        """Tokens, loss mask and span of one document; the latter two speak of the label, one token ahead."""
+        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
+        tokens, mask, span = self._shards[shard]
+        place = number - int(self._shard_starts[shard])
+        return tokens[place], mask[place], span[place]
+
+
+def _aligned(folder: Path, stem: str) -> tuple[IndexedDataset, IndexedDataset, IndexedDataset]:
+    tokens, mask, span = (IndexedDataset(folder / (stem + part)) for part in (_TOKENS, _MASK, _SPAN))
+    for other in (mask, span):
+        for what in ("lengths", "documents"):
+            if not np.array_equal(getattr(tokens, what), getattr(other, what)):
+                raise RecipeRefused(
+                    "two arrays of a data set are not aligned",
+                    where=f"{folder.name}/{other.prefix.name}",
+                    expected=f"the same {what} as {tokens.prefix.name}",
+                    found=f"{len(other)} sequences against {len(tokens)}",
+                    next_step="build the data set again",
+                )
+    return tokens, mask, span
+
+
+def packed_batches(
+    dataset: AlignedDataset, *, sequence_length: int, sequences: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+    """Batches without end, from `start_step` on.
+
+    Args:    sequence_length, sequences: T and B. seed: decides the order of the documents, with the epoch.
+             start_step: number of batches that are skipped; equal to having drawn and dropped them.
+    Raises:  RecipeRefused: an empty data set or a size below 1.
+    """
+    _require_sizes(dataset, sequence_length=sequence_length, sequences=sequences)
+    stream = _Stream(dataset, seed)
+    for step in count(start_step):
+        first = step * sequences
+        yield _collate([stream.row(number, sequence_length) for number in range(first, first + sequences)])
+
+
+def calibration_batches(dataset: AlignedDataset, *, sequence_length: int, tokens: int) -> list[Batch]:
+    """The first `tokens` tokens of the data set in its own order, one row a batch; the last row may be shorter.
+
+    Raises:  RecipeRefused: the data set holds fewer tokens, or a size is below 1.
+    """
+    _require_sizes(dataset, sequence_length=sequence_length, sequences=tokens)
+    if dataset.tokens < tokens:
+        raise RecipeRefused(
+            "the calibration data is too small",
+            where=dataset.where,
+            expected=f"at least {tokens} tokens",
+            found=f"{dataset.tokens} tokens",
+            next_step="lower the number of calibration tokens, or raise the data set's token budget",
+        )
+    stream = _Stream(dataset, None)
+    starts = range(0, tokens, sequence_length)
+    return [_collate([stream.window(start, min(sequence_length, tokens - start))]) for start in starts]
+
+
+def _require_sizes(dataset: AlignedDataset, *, sequence_length: int, sequences: int) -> None:
+    if min(dataset.tokens, sequence_length, sequences) < 1:
+        raise RecipeRefused(
+            "no batch can be made",
+            where=dataset.where,
+            expected="at least one document, one token a row and one row a batch",
+            found=f"{dataset.tokens} tokens, {sequence_length} tokens a row, {sequences} rows or tokens",
+        )
+
+
+class _Stream:
+    """The endless stream of tokens; `seed` None keeps the data set's own order."""
+
+    def __init__(self, dataset: AlignedDataset, seed: int | None) -> None:
+        self._dataset, self._seed = dataset, seed
+        self._epoch = -1
+        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def row(self, number: int, length: int) -> _Array:
+        return self.window(number * length, length)
+
+    def window(self, start: int, length: int) -> _Array:
+        """[5, length]: ids, labels, mask, span, documents of the stream from `start` on."""
+        pieces = [np.empty((4, 0), np.int64)]
+        epoch, at = divmod(start, self._dataset.tokens)
+        missing, serial = length + 1, 0
+        while missing:
+            self._enter(epoch)
+            place = int(np.searchsorted(self._ends, at, side="right"))
+            tokens, mask, span = self._dataset.document(int(self._order[place]))
+            skipped = at - (int(self._ends[place]) - len(tokens))
+            part = slice(skipped, skipped + missing)
+            ids = np.asarray(tokens[part], dtype=np.int64)
+            pieces.append(np.stack([ids, mask[part], span[part], np.full(ids.size, serial)]).astype(np.int64))
+            missing, serial, at = missing - ids.size, serial + 1, at + ids.size
+            if at == self._dataset.tokens:
+                epoch, at = epoch + 1, 0
+        ids, mask, span, documents = np.concatenate(pieces, axis=1)
+        return np.stack([ids[:-1], ids[1:], mask[:-1], span[:-1], documents[:-1]])
+
+    def _enter(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            n = len(self._dataset)
+            self._order = np.arange(n) if self._seed is None else document_order(n, seed=self._seed, epoch=epoch)
+            self._ends = np.cumsum(self._dataset.lengths[self._order])
+
+
+def _collate(rows: list[_Array]) -> Batch:
+    ids, labels, mask, span, documents = torch.from_numpy(np.stack(rows, axis=1)).unbind(0)
+    return Batch(ids, labels, mask.to(torch.float32), span, documents)

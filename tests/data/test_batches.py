@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.data.batches import AlignedDataset, Batch, calibration_batches, packed_batches
+from recipes.data.megatron_dataset import IndexedDatasetWriter
+from recipes.data.order import document_order
+from vpstore.errors import RecipeRefused
+
+GOLDEN_ORDER = [7, 5, 6, 1, 4, 3, 0, 2]
+FIELDS = ("ids_BT", "labels_BT", "loss_mask_BT", "span_BT", "documents_BT")
+
+
+def write(folder: Path, documents: list[list[int]], stem: str = "text") -> None:
+    """Loss mask: 1 where the next token is in the same document and even; span: the next token modulo 3."""
+    arrays = {"tokens": "int32", "lossmask": "uint8", "span": "uint8"}
+    for name, dtype in arrays.items():
+        with IndexedDatasetWriter(folder / "train" / f"{stem}_{name}", dtype) as writer:
+            for tokens in documents:
+                following = [*tokens[1:], None]
+                masks = [0 if token is None else int(token % 2 == 0) for token in following]
+                spans = [0 if token is None else token % 3 for token in following]
+                writer.add_document({"tokens": tokens, "lossmask": masks, "span": spans}[name])
+
+
+@pytest.fixture
+def documents() -> list[list[int]]:
+    lengths = (3, 1, 7, 12, 2, 5)
+    starts = np.cumsum((0, *lengths))
+    return [list(range(100 + start, 100 + start + length)) for start, length in zip(starts, lengths, strict=False)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, documents: list[list[int]]) -> AlignedDataset:
+    write(tmp_path, documents)
+    return AlignedDataset(tmp_path, "train")
+
+
+def draw(dataset: AlignedDataset, count: int, **changes: int) -> list[Batch]:
+    settings = {"sequence_length": 4, "sequences": 2, "seed": 5, "start_step": 0, **changes}
+    return list(islice(packed_batches(dataset, **settings), count))
+
+
+def equal(left: Batch, right: Batch) -> bool:
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
+
+
+def test_shapes_and_dtypes(dataset: AlignedDataset) -> None:
+    batch = draw(dataset, 1, sequence_length=8, sequences=3)[0]
+    assert all(getattr(batch, name).shape == (3, 8) for name in FIELDS)
+    assert batch.loss_mask_BT.dtype == torch.float32
+    assert {getattr(batch, name).dtype for name in FIELDS if name != "loss_mask_BT"} == {torch.int64}
+
+
+def test_rows_are_the_stream_of_shuffled_documents(dataset: AlignedDataset, documents: list[list[int]]) -> None:
+    """Against a slow loop over single tokens."""
+    T, rows = 4, 40
+    stream: list[tuple[int, int, int, int]] = []  # token, mask, span, serial number of the document
+    serial = 0
+    for epoch in range(10):
+        for number in document_order(len(documents), seed=5, epoch=epoch):
+            tokens = documents[number]
+            for place, token in enumerate(tokens):
+                label = tokens[place + 1] if place + 1 < len(tokens) else None
+                mask, span = (0, 0) if label is None else (int(label % 2 == 0), label % 3)
+                stream.append((token, mask, span, serial))
+            serial += 1
+    got = [batch for batch in draw(dataset, rows // 2)]
+    for row in range(rows):
+        batch, place = got[row // 2], row % 2
+        window = stream[row * T : row * T + T + 1]
+        assert batch.ids_BT[place].tolist() == [entry[0] for entry in window[:-1]]
+        assert batch.labels_BT[place].tolist() == [entry[0] for entry in window[1:]]
+        assert batch.loss_mask_BT[place].tolist() == [entry[1] for entry in window[:-1]]
+        assert batch.span_BT[place].tolist() == [entry[2] for entry in window[:-1]]
+        assert batch.documents_BT[place].tolist() == [entry[3] - window[0][3] for entry in window[:-1]]
+
+
+def test_no_label_that_counts_crosses_a_document(dataset: AlignedDataset) -> None:
+    for batch in draw(dataset, 40):
+        same = batch.documents_BT[:, :-1] == batch.documents_BT[:, 1:]
+        assert not bool(((batch.loss_mask_BT[:, :-1] > 0) & ~same).any())
+        counted = batch.loss_mask_BT > 0
+        assert torch.equal(counted, counted & (batch.labels_BT == batch.ids_BT + 1) & (batch.labels_BT % 2 == 0))
+
+
+@given(start=st.integers(0, 200), length=st.integers(1, 40), sequences=st.integers(1, 5), seed=st.integers(-5, 2**65))
+@settings(max_examples=40, deadline=None)
+def test_any_step_can_be_resumed_exactly(
+    tmp_path_factory: pytest.TempPathFactory, start: int, length: int, sequences: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("ds")
+    write(folder, [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]])
+    dataset = AlignedDataset(folder, "train")
+    shape = {"sequence_length": length, "sequences": sequences, "seed": seed}
+    whole = draw(dataset, start + 3, **shape)
+    resumed = draw(AlignedDataset(folder, "train"), 3, **shape, start_step=start)
+    assert all(equal(left, right) for left, right in zip(whole[start:], resumed, strict=True))
+
+
+def test_rows_do_not_depend_on_how_many_a_step_takes(dataset: AlignedDataset) -> None:
+    one = torch.cat([batch.ids_BT for batch in draw(dataset, 24, sequences=1)])
+    many = torch.cat([batch.ids_BT for batch in draw(dataset, 4, sequences=6)])
+    assert torch.equal(one, many)
+
+
+def test_every_epoch_shows_every_token_once(dataset: AlignedDataset, documents: list[list[int]]) -> None:
+    total = dataset.tokens
+    assert total == sum(map(len, documents)) == 30
+    batch = draw(dataset, 1, sequence_length=total, sequences=4)[0]
+    rows = batch.ids_BT.tolist()
+    assert all(sorted(row) == sorted(sum(documents, [])) for row in rows)
+    assert len({tuple(row) for row in rows}) == 4
+
+
+def test_seeds_and_epochs_give_other_orders() -> None:
+    orders = {tuple(document_order(50, seed=seed, epoch=epoch).tolist()) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_the_order_is_the_same_for_ever() -> None:
+    assert document_order(8, seed=1, epoch=2).tolist() == GOLDEN_ORDER
+
+
+def test_calibration_takes_the_first_documents_in_order(dataset: AlignedDataset, documents: list[list[int]]) -> None:
+    batches = calibration_batches(dataset, sequence_length=5, tokens=13)
+    assert [tuple(batch.ids_BT.shape) for batch in batches] == [(1, 5), (1, 5), (1, 3)]
+    flat = sum(documents, [])
+    assert torch.cat([batch.ids_BT[0] for batch in batches]).tolist() == flat[:13]
+    assert torch.cat([batch.labels_BT[0] for batch in batches]).tolist() == flat[1:14]
+    assert batches[0].documents_BT.tolist() == [[0, 0, 0, 1, 2]]
+
+
+def test_calibration_may_take_all_but_not_more(dataset: AlignedDataset) -> None:
+    last = calibration_batches(dataset, sequence_length=30, tokens=30)[0]
+    assert last.loss_mask_BT[0, -1] == 0
+    with pytest.raises(RecipeRefused, match="too small"):
+        calibration_batches(dataset, sequence_length=5, tokens=31)
+
+
+def test_shards_follow_each_other_by_name(tmp_path: Path) -> None:
+    write(tmp_path, [[5, 6]], "shard_01")
+    write(tmp_path, [[1, 2], [3]], "shard_00")
+    dataset = AlignedDataset(tmp_path, "train")
+    assert [dataset.document(n)[0].tolist() for n in range(len(dataset))] == [[1, 2], [3], [5, 6]]
+
+
+def test_arrays_that_are_not_aligned_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2], [3]])
+    with IndexedDatasetWriter(tmp_path / "train/text_span", "uint8") as writer:
+        writer.add_document([0])  # as many tokens and documents in all, in other places
+        writer.add_document([0, 0])
+    with pytest.raises(RecipeRefused, match="not aligned"):
+        AlignedDataset(tmp_path, "train")
+
+
+def test_missing_data_and_empty_sizes_are_refused(tmp_path: Path, dataset: AlignedDataset) -> None:
+    with pytest.raises(RecipeRefused, match="no shards"):
+        AlignedDataset(tmp_path, "valid")
+    with pytest.raises(RecipeRefused, match="no batch"):
+        draw(dataset, 1, sequence_length=0)
+    with pytest.raises(RecipeRefused, match="no batch"):
+        draw(dataset, 1, sequences=0)

@@ -1,0 +1,248 @@
+"""Manifests, attestations, locks and objects.toml: what is written is read back, everything else is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpstore.errors import BadManifest
+from vpstore.schema.attestation import BuildFacts, Statement
+from vpstore.schema.canonical import canonical_bytes
+from vpstore.schema.digest import Digest
+from vpstore.schema.lockfile import LockEntry, Lockfile
+from vpstore.schema.manifest import (
+    BuildRecord,
+    FileRecord,
+    InputRecord,
+    IntermediateRecord,
+    Manifest,
+    RecipeFile,
+    SourceRecord,
+    TokenizerRecord,
+)
+from vpstore.schema.ref import StageRef
+from vpstore.storage.pointers import Pointer
+
+digests = st.binary(min_size=1, max_size=8).map(Digest.of)
+path_names = st.from_regex(r"[a-z]{1,6}(/[a-z]{1,6})?", fullmatch=True)
+
+
+def unique_by_name(rows: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    # the first parts differ, so that no file is also a folder
+    return st.lists(rows, max_size=4, unique_by=lambda row: row[0].split("/")[0]).map(tuple)
+
+
+records = st.builds(
+    BuildRecord,
+    entry=st.just("farm.grow"),
+    recipe_files=unique_by_name(st.builds(RecipeFile, path_names, digests)),
+    params=st.dictionaries(
+        path_names, st.integers(0, 9) | st.floats(0, 1) | st.lists(st.text("ab"), max_size=2), max_size=3
+    ),
+    inputs=unique_by_name(st.builds(InputRecord, path_names, digests)),
+    sources=unique_by_name(st.builds(SourceRecord, path_names, st.just("0" * 64), st.none() | st.integers(0, 9))),
+    tokenizer=st.none() | st.builds(TokenizerRecord, path_names, digests, st.integers(1, 9)),
+)
+file_lists = st.lists(
+    st.builds(FileRecord, path_names, st.just("text/plain"), digests, st.integers(0, 9), st.none() | digests),
+    max_size=4,
+    unique_by=lambda row: row.path.split("/")[0],
+)
+manifests = st.builds(
+    Manifest,
+    st.just("plant"),
+    st.just("bloom"),
+    records,
+    file_lists.map(tuple),
+    unique_by_name(st.builds(IntermediateRecord, path_names, digests, st.integers(0, 9))),
+)
+
+
+@given(manifests)
+def test_a_manifest_comes_back(manifest: Manifest) -> None:
+    again = Manifest.decode(manifest.encoded, where="test")
+    assert again == manifest
+    assert again.digest == Digest.of(manifest.encoded)
+    assert again.build.key() == manifest.build.key()
+
+
+@given(manifests, st.randoms())
+def test_one_artifact_has_one_manifest_whatever_the_order(manifest: Manifest, random: Any) -> None:
+    files = list(manifest.files)
+    random.shuffle(files)
+    assert Manifest("plant", "bloom", manifest.build, tuple(files), manifest.intermediates).digest == manifest.digest
+
+
+def example() -> Manifest:
+    record = BuildRecord(
+        "farm.grow",
+        (RecipeFile("farm/grow.py", Digest.of(b"grow")), RecipeFile("farm/soil.py", Digest.of(b"soil"))),
+        {"step": 1, "rate": 0.5},
+        (InputRecord("parent", Digest.of(b"parent")),),
+        (SourceRecord("donor/a", "1" * 64, None),),
+        TokenizerRecord("o200k", Digest.of(b"ranks"), 201088),
+    )
+    files = (
+        FileRecord("model.safetensors", "application/vnd.safetensors", Digest.of(b"m"), 3, Digest.of(b"t")),
+        FileRecord("config.json", "application/json", Digest.of(b"c"), 2),
+    )
+    return Manifest("plant", "bloom", record, files, (IntermediateRecord("mean", Digest.of(b"i"), 1),))
+
+
+def test_the_golden_digests() -> None:
+    """What identity is made of may only change with `format`: these figures are fixed for ever."""
+    assert example().build.key() == KEY
+    assert example().digest == ARTIFACT
+    plain = json.dumps(json.loads(example().encoded), sort_keys=True, separators=(",", ":"))
+    assert Digest.of(plain.encode()) == ARTIFACT  # for ASCII and short numbers RFC 8785 is what anybody would write
+
+
+KEY = "blake3:b9366bd65fb5223b9b4c1267ffb2239c791c6869e78be03abb44ca86f697df78"
+ARTIFACT = "blake3:1ad72be7cb6612164e5c72023cba4b2fbd770fd6202868cabfa5770a68ae70ef"
+
+
+def change(document: Any, path: list[Any], value: Any) -> bytes:
+    here = document
+    for part in path[:-1]:
+        here = here[part]
+    if value is ...:
+        del here[path[-1]]
+    else:
+        here[path[-1]] = value
+    return canonical_bytes(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["format"], 2),
+        (["format"], ...),
+        (["format"], True),
+        (["note"], "x"),
+        (["object"], "a/b"),
+        (["stage"], ""),
+        (["files", 0, "path"], "../up"),
+        (["files", 0, "path"], "artifact.json"),
+        (["files", 0, "path"], "MODEL.safetensors"),
+        (["files", 0, "path"], "zzz"),  # no longer sorted
+        (["files", 0, "path"], "model.safetensors"),
+        (["files", 0, "size_bytes"], -1),
+        (["files", 0, "size_bytes"], "2"),
+        (["files", 0, "digest"], "blake3:1"),
+        (["files", 0, "tensors"], 5),
+        (["files", 0], "x"),
+        (["files"], {}),
+        (["build", "params"], []),
+        (["build", "recipe", "files", 0, "path"], "/abs"),
+        (["build", "recipe", "entry"], ""),
+        (["build", "inputs", 0, "role"], ".."),
+        (["build", "sources", 0, "sha256"], "1" * 63),
+        (["build", "tokenizer", "extra"], 1),
+        (["build", "tokenizer", "padded_vocab"], 1.5),
+        (["intermediates", 0, "name"], "/x"),
+    ],
+)
+def test_a_manifest_that_is_not_one_is_refused(path: list[Any], value: Any) -> None:
+    with pytest.raises(BadManifest):
+        Manifest.decode(change(json.loads(example().encoded), path, value), where="test")
+
+
+def test_every_part_of_a_build_is_in_its_key() -> None:
+    base = example().build
+    document = base.to_json()
+    keys = {base.key()}
+    changes: list[tuple[list[Any], Any]] = [
+        (["recipe", "entry"], "farm.other"),
+        (["recipe", "files", 0, "digest"], Digest.of(b"x")),
+        (["recipe", "files", 0, "path"], "farm/glow.py"),
+        (["params", "step"], 2),
+        (["params", "new"], None),
+        (["inputs", 0, "artifact"], Digest.of(b"y")),
+        (["inputs", 0, "role"], "other"),
+        (["sources", 0, "sha256"], "2" * 64),
+        (["sources", 0, "size_bytes"], 7),
+        (["tokenizer"], None),
+        (["tokenizer", "family"], "qwen"),
+    ]
+    for path, value in changes:
+        data = change(json.loads(canonical_bytes(document)), path, value)
+        keys.add(Digest.of(data))
+    assert len(keys) == len(changes) + 1
+
+
+FACTS = BuildFacts(
+    "2026-01-01T00:00:00Z",
+    "2026-01-01T00:00:02Z",
+    1767225602,
+    2.5,
+    {"torch": "2.11"},
+    {"commit": None, "dirty": None},
+    {"vpstore": "0"},
+)
+
+
+def test_a_statement_comes_back_and_names_what_was_used() -> None:
+    statement = Statement.of(example(), FACTS)
+    again = Statement.decode(statement.encode(), where="test")
+    assert again == statement
+    assert (again.artifact, again.key, again.facts) == (example().digest, example().build.key(), FACTS)
+    names = {row["name"] for row in again.document["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert {"input/parent", "recipe/farm/grow.py", "source/donor/a", "tokenizer/o200k", "config/params"} <= names
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["_type"], "x"),
+        (["predicateType"], "x"),
+        (["subject"], []),
+        (["subject", 0, "digest"], {}),
+        (["subject", 0, "digest", "blake3"], "x"),
+        (["predicate", "runDetails"], ...),
+        (["predicate", "runDetails", "metadata", "durationSeconds"], "2"),
+        (["predicate", "buildDefinition", "internalParameters", "environment"], {"a": 1}),
+        (["predicate", "buildDefinition", "externalParameters", "build_key"], ...),
+    ],
+)
+def test_a_statement_that_is_not_one_is_refused(path: list[Any], value: Any) -> None:
+    with pytest.raises(BadManifest):
+        Statement.decode(change(json.loads(Statement.of(example(), FACTS).encode()), path, value), where="test")
+
+
+def test_a_lock_comes_back_sorted() -> None:
+    entry = LockEntry.of(example())
+    refs = [StageRef("b", "x"), StageRef("a", "y")]
+    lock = Lockfile().with_profile("tiny", {ref: entry for ref in refs})
+    data = lock.encode()
+    assert Lockfile.decode(data, where="test") == lock
+    assert Lockfile().with_profile("tiny", {ref: entry for ref in reversed(refs)}).encode() == data
+    assert lock.entry("tiny", refs[0]) == entry
+    assert lock.entry("large", refs[0]) is None
+    assert lock.with_profile("large", {}).entry("tiny", refs[1]) == entry
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"format":1}', '{"format":2,"profiles":{}}', '{"format":1,"profiles":{"t":{"a":{}}}}',
+     '{"format":1,"profiles":{"t":{"a@b":{}}}}', '{"format":1,"profiles":{"t":[]}}',
+     '{"format":1,"profiles":{},"x":1}'],
+)  # fmt: skip
+def test_a_lock_that_is_not_one_is_refused(text: str) -> None:
+    with pytest.raises(BadManifest):
+        Lockfile.decode(text.encode(), where="test")
+
+
+def test_a_pointer_comes_back() -> None:
+    pointer = Pointer(StageRef("plant", "bloom"), Digest.of(b"a"), Digest.of(b"k"))
+    assert Pointer.decode(pointer.encode(), where="test") == pointer
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused_by_every_parser(data: bytes) -> None:
+    for parse in (Manifest.decode, Statement.decode, Pointer.decode, Lockfile.decode):
+        with pytest.raises(BadManifest):
+            parse(data, where="test")

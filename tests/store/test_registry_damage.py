@@ -1,0 +1,193 @@
+"""Pointers, claims, locks, views and inputs that were changed behind the store's back: none is believed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage_tools import file_of, flip, shown, tensor_begin
+from farm_project import Project
+
+from vpstore.schema.canonical import canonical_bytes
+from vpstore.schema.digest import Digest
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_pointer_edited_by_hand_leads_nowhere(built: Project) -> None:
+    pointer = built.pointer("plant-bloom")
+    original = pointer.read_text()
+    sprout = json.loads(built.pointer("plant-sprout").read_text())
+    edit(pointer, artifact=sprout["artifact"])
+    built.run("resolve", "plant", code=14)
+    built.run("verify", "plant", code=3)
+    edit(pointer, artifact="blake3:" + "0" * 64)
+    built.run("resolve", "plant", code=12)
+    edit(pointer, artifact="blake3:" + "0" * 64, stage="sprout")
+    built.run("resolve", "plant", code=14)
+    for text in ("", "{}", "[]", original.replace('"format": 1', '"format": 2'), original + original):
+        pointer.write_text(text)
+        built.run("resolve", "plant", code=14)
+        built.run("verify", "plant", code=3)
+    assert built.json("build", "plant")["builds"][0]["cached"]
+    assert pointer.read_text() == original
+    edit(pointer, key=sprout["key"])
+    built.run("verify", "plant", code=3)
+
+
+def test_a_forged_artifact_under_a_key_is_not_taken(built: Project) -> None:
+    """Somebody puts another artifact into the store and claims that the key gave it: its manifest says otherwise."""
+    document = shown(built)
+    bloom, sprout = document["artifact"], built.json("show", "plant@sprout")["artifact"]
+    key = document["key"]
+    folder = built.store / "keys" / key[7:9] / key[7:]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / sprout[7:]).write_bytes(canonical_bytes({"format": 1, "key": key, "artifact": sprout}))
+    row = built.json("build", "plant")["builds"][0]
+    assert (row["cached"], row["artifact"]) == (False, bloom)
+
+
+def test_a_forged_claim_with_a_forged_attestation_is_not_taken(built: Project) -> None:
+    """An older result of the stage is attested and claimed under the new key: its manifest still has the old one."""
+    old = shown(built)
+    config = built.root / "configs" / "plant.toml"
+    config.write_text(config.read_text().replace("step = 2", "step = 3"))
+    new_key = built.json("build", "plant", "--dry-run")["builds"][0]["key"]
+    statement = old["attestations"][0]
+    statement["predicate"]["buildDefinition"]["externalParameters"]["build_key"] = new_key
+    data = canonical_bytes(statement)
+    (built.store / "attestations" / old["artifact"][7:] / f"{Digest.of(data).hex}.json").write_bytes(data)
+    claim = built.store / "keys" / new_key[7:9] / new_key[7:] / old["artifact"][7:]
+    claim.parent.mkdir(parents=True)
+    claim.write_bytes(canonical_bytes({"format": 1, "key": new_key, "artifact": old["artifact"]}))
+    row = built.json("build", "plant")["builds"][0]
+    assert not row["cached"]
+    assert row["artifact"] != old["artifact"]
+
+
+def test_a_damaged_lock_is_refused(built: Project) -> None:
+    built.run("lock")
+    lock = built.root / "vpstore.lock"
+    lock.write_text(lock.read_text()[:-3])
+    for command in (["resolve", "plant"], ["ls"], ["lock"], ["build", "plant"]):
+        built.run(*command, code=14)
+
+
+def test_a_store_of_another_format_is_refused(built: Project) -> None:
+    (built.store / "format").chmod(0o644)
+    (built.store / "format").write_text("vpstore 2\n")
+    for command in (["resolve", "plant"], ["ls"], ["build", "plant"], ["verify"]):
+        built.run(*command, code=10)
+
+
+def view_of(project: Project) -> Path:
+    return Path(project.run("resolve", "plant").stdout.strip())
+
+
+def test_a_deleted_view_comes_back(built: Project) -> None:
+    view = view_of(built)
+    shutil.rmtree(view)
+    assert view_of(built) == view
+    assert (view / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["edited", "foreign", "missing", "retargeted", "folder"])
+def test_a_changed_view_is_noticed_and_shown_anew(built: Project, change: str) -> None:
+    view = view_of(built)
+    file = view / "reports" / "metrics.json"
+    original = file.read_bytes()
+    match change:
+        case "edited":
+            file.unlink()
+            file.write_text("mine")
+        case "foreign":
+            (view / "notes.txt").write_text("mine")
+        case "missing":
+            file.unlink()
+        case "retargeted":
+            other = (view / "provenance.json").resolve()
+            file.unlink()
+            file.symlink_to(other)
+        case "folder":
+            shutil.move(view / "reports", built.root / "reports-moved")
+            (view / "reports").symlink_to(built.root / "reports-moved")
+    if change != "folder":
+        assert any("view" in fault["where"] for fault in built.json("verify", "plant", code=3)["faults"])
+    done = built.run("resolve", "plant")
+    assert done.stdout.strip() == str(view)
+    assert file.read_bytes() == original
+    assert not (view / "notes.txt").exists()
+    assert not (view / "reports").is_symlink()
+    kept = [path for path in view.parent.iterdir() if ".changed-" in path.name]
+    assert len(kept) == (1 if change in ("edited", "foreign") else 0)  # what a person wrote is not thrown away
+    built.run("verify", "plant")
+
+
+def test_a_write_through_a_view_is_found(built: Project) -> None:
+    """A link leads to the blob; whoever may overwrite that is found out by the next reader."""
+    target = (view_of(built) / "model.safetensors").resolve()
+    flip(target, tensor_begin(built, "body"))
+    built.run("resolve", "plant", code=13)
+
+
+def test_no_view_is_a_hard_link(built: Project) -> None:
+    for blob in (built.store / "blobs").rglob("*"):
+        assert not blob.is_file() or blob.stat().st_nlink == 1
+
+
+def test_a_wiped_store_under_present_pointers_is_noticed_and_built_again(built: Project) -> None:
+    before = built.listing()
+    shutil.rmtree(built.store)
+    built.run("resolve", "plant", code=10)
+    built.run("build", "seed")
+    built.run("resolve", "plant", code=12)
+    rows = built.json("build", "--all")["builds"]
+    assert [row["cached"] for row in rows] == [True, False, False, False, False]
+    after = built.listing()
+    assert {path for path in before if "/blobs/" in path} == {path for path in after if "/blobs/" in path}
+    built.run("verify", "--all")
+
+
+def test_an_input_that_is_damaged_is_refused_before_the_recipe_runs(built: Project, tmp_path: Path) -> None:
+    document = built.json("show", "plant@sprout")
+    flip(built.blob(file_of(document, "model.safetensors")["digest"]), 40)
+    log = tmp_path / "log"
+    done = built.run("build", "plant", "--force", code=13, FARM_LOG=str(log))
+    assert "plant@bloom, input parent" in done.stderr
+    assert not log.exists()
+
+
+def test_a_stamp_is_not_believed_after_a_change_and_full_believes_none(built: Project) -> None:
+    built.run("resolve", "plant")
+    built.run("resolve", "plant", "--full")
+    path = built.blob(file_of(shown(built), "model.safetensors")["digest"])
+    flip(path, 200)
+    built.run("resolve", "plant", code=13)
+    built.run("resolve", "plant", "--full", code=13)
+
+
+def test_open_gives_verified_tensors(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vpstore
+    from vpstore.errors import DigestMismatch, NoSuchRef
+
+    monkeypatch.chdir(built.root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(built.cache))
+    monkeypatch.delenv("VPSTORE_ROOT", raising=False)
+    artifact = vpstore.open("plant#" + built.json("resolve", "plant")["artifact"][7:27])
+    assert list(artifact) == ["body", "kept", "void"]
+    kept = artifact["kept"]
+    assert (kept.dtype, kept.shape, bytes(kept.data)) == ("U8", (32,), bytes(range(32)))
+    assert artifact["void"].shape == (0,)
+    with pytest.raises(NoSuchRef):
+        artifact["nothing"]
+    flip(built.blob(file_of(shown(built), "model.safetensors")["digest"]), tensor_begin(built, "body"))
+    with pytest.raises(DigestMismatch):
+        artifact["body"]
+    assert bytes(artifact["kept"].data) == bytes(range(32))
+    assert Digest.of(artifact["kept"].data) == Digest.of(bytes(range(32)))

@@ -1,0 +1,215 @@
+"""The house: imports run one way, and no tensor library, engine or command line stands in the wrong room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Each room may import only rooms of a lower rank; two rooms of one rank do not know each other.
+RANKS = {
+    "vpstore": 0,
+    "vpstore.errors": 0,
+    "vpstore.schema": 1,
+    "vpstore.storage": 2,
+    "vpstore.narration": 3,
+    "vpstore.code": 3,
+    "vpstore.surroundings": 3,
+    "vpstore.checkout": 3,
+    "vpstore.runner": 4,
+    "vpstore.workspace": 5,
+    "vpstore.preparation": 6,
+    "vpstore.pipeline": 6,
+    "vpstore.verbs": 7,
+    "vpstore.building": 8,
+    "vpstore.api": 9,
+    "vpstore.cli": 10,
+    "vpstore.__main__": 11,
+}
+# Rooms whose modules do not import one another: each stands alone.
+LONE = {"vpstore.verbs"}
+# What may be imported where, besides the standard library.
+ALLOWED = {
+    "vpstore.schema": {"blake3", "rfc8785"},
+    "vpstore.storage": {"blake3"},
+    "vpstore.checkout": {"yaml"},
+    "vpstore.pipeline": {"yaml"},
+    "vpstore.cli": {"click"},
+}
+PURE_FORBIDDEN = {"os", "pathlib", "time", "datetime", "io", "shutil", "subprocess", "socket", "random", "secrets"}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted((ROOT / "vpstore").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_bytes())
+    return found
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Every module a tree imports, also inside functions and for types only."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            base = str(node.module)
+            found += [f"{base}.{alias.name}" if base in PACKAGES else base for alias in node.names]
+    return found
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    for end in (2, 1):
+        if (name := ".".join(parts[:end])) in RANKS:
+            return name
+    raise AssertionError(f"{module} stands in no room: give it a rank")
+
+
+PACKAGES = {"vpstore", "vpstore.schema", "vpstore.storage", "vpstore.verbs", "vpstore.cli"}
+MODULES = modules()
+
+
+def own(name: str) -> str:
+    """The module that an imported name means: itself, or the package it comes from."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def violations(trees: dict[str, ast.Module]) -> list[str]:
+    found = []
+    for module, tree in trees.items():
+        here = room(module)
+        for name in imports(tree):
+            if not name.startswith("vpstore"):
+                continue
+            target = own(name)
+            there = room(target)
+            if target in ("vpstore", module) or (module == "vpstore" and there == "vpstore.api"):
+                continue  # the package's own name (its version), and its lazy door
+            if RANKS[there] > RANKS[here] or (there != here and RANKS[there] == RANKS[here] and there != "vpstore"):
+                found.append(f"{module} imports {target}")
+            if here == there and here in LONE and module != here:
+                found.append(f"{module} imports its sibling {target}")
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    assert violations(MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("vpstore.schema.digest", "from vpstore.storage import atomic"),
+        ("vpstore.verbs.publish", "def f():\n    from vpstore.verbs.resolve import resolve"),
+        ("vpstore.verbs.publish", "import vpstore.cli"),
+        ("vpstore.storage.keys", "from vpstore import api"),
+    ],
+)
+def test_a_wrong_import_is_noticed(module: str, text: str) -> None:
+    assert violations({module: ast.parse(text)})
+
+
+def test_no_circles() -> None:
+    edges = {
+        module: {own(name) for name in imports(tree) if name.startswith("vpstore")} - {module, "vpstore", ""}
+        for module, tree in MODULES.items()
+        if module != "vpstore"  # its lazy door leads to the api on purpose
+    }
+    # The package of the command line names its own modules, so that importing it declares the commands.
+    edges["vpstore.cli"] = set()
+    done: set[str] = set()
+    while ready := [module for module in edges if module not in done and edges[module] <= done]:
+        done.update(ready)
+    assert sorted(edges.keys() - done) == []
+
+
+def test_foreign_packages_stay_in_their_rooms() -> None:
+    found = []
+    for module, tree in MODULES.items():
+        for name in imports(tree):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top == "vpstore":
+                continue
+            if top not in ALLOWED.get(room(module), set()):
+                found.append(f"{module} imports {top}")
+    assert found == []
+
+
+def test_the_schema_is_pure() -> None:
+    found = []
+    for module, tree in MODULES.items():
+        if room(module) != "vpstore.schema":
+            continue
+        found += [f"{module} imports {name}" for name in imports(tree) if name.split(".")[0] in PURE_FORBIDDEN]
+        found += [
+            f"{module} opens a file"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"open", "print", "input"}
+        ]
+    assert found == []
+
+
+def test_only_storage_changes_a_disk() -> None:
+    """Every write, rename, link and unlink is one of storage's, so that faults can be injected in one place."""
+    changing = {
+        "replace",
+        "rename",
+        "unlink",
+        "rmdir",
+        "write_bytes",
+        "write_text",
+        "symlink_to",
+        "hardlink_to",
+        "touch",
+    }
+    found = []
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree) if room(module) != "vpstore.storage" else ():
+            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_call and node.func.attr in changing and ast.unparse(node.func.value) in {"os", "path", "shutil"}:
+                found.append(f"{module}:{node.lineno} {ast.unparse(node.func)}")
+    assert found == []
+
+
+def test_files_and_functions_are_small() -> None:
+    lengths = []
+    for path in sorted((ROOT / "vpstore").rglob("*.py")):
+        assert len(path.read_text().splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lengths.append((int(node.end_lineno or 0) - node.lineno + 1, f"{path.name}:{node.name}"))
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                # A click command has one parameter an option; `--profile` and `--json` come on top of its own.
+                limit = (
+                    7
+                    if path.parent.name == "cli"
+                    else 6
+                    if arguments[:1] and arguments[0].arg in {"self", "cls"}
+                    else 5
+                )
+                assert len(arguments) <= limit, f"{path.name}:{node.name}"
+    lengths.sort()
+    assert lengths[-1][0] <= 60, lengths[-1]
+    assert lengths[int(len(lengths) * 0.9)][0] <= 35
+
+
+def test_the_command_line_loads_little() -> None:
+    """Importing the command line loads no verb, no YAML, no database and nothing heavy."""
+    code = "import sys, vpstore.cli; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    heavy = {"torch", "numpy", "dvc", "yaml", "sqlite3", "pydantic", "safetensors", "rfc8785", "vpstore.api"}
+    assert loaded & heavy == set()
+    assert len(loaded) < 250

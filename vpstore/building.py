@@ -1,0 +1,181 @@
+"""build: one stage from its config to its pointer.
+
+Place in the path: composes the verbs; api and the command line call it. The order is the design's: prepare, inputs,
+key, cache, recipe, publish, view, reports, pointer.
+Invariants: the pointer is written last; a failure leaves store and pointer as they were and keeps the scratch folder;
+one process builds a key, others wait and find its result.
+
+Example:
+    built = build(work, StageRef("vpDense", "expand")); built.manifest.digest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
+from vpstore.preparation import Preparation, prepare
+from vpstore.runner import Prepared, ResolvedInput
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest
+from vpstore.schema.ref import StageRef
+from vpstore.storage import atomic
+from vpstore.storage.outside import check_sha256
+from vpstore.storage.pointers import Pointer
+from vpstore.surroundings import Stopwatch
+from vpstore.verbs.cache import build_statement, find_build
+from vpstore.verbs.compare import Comparison, compare_with_lock
+from vpstore.verbs.materialize import materialize
+from vpstore.verbs.publish import Publication, publish
+from vpstore.verbs.reports import restore_reports
+from vpstore.verbs.resolve import verified_manifest
+from vpstore.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` did and what the stage is now."""
+
+    ref: StageRef
+    manifest: Manifest
+    path: Path  # the view
+    is_cached: bool
+    seconds: float | None  # how long the recipe took when it last ran; None if no attestation says
+    finished_unix: int  # when; 0 if no attestation says
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One build, once its key is known."""
+
+    preparation: Preparation
+    record: BuildRecord
+    parents: Mapping[str, Digest]
+    environment: Mapping[str, str]
+
+    @property
+    def ref(self) -> StageRef:
+        return self.preparation.ref
+
+
+def build(
+    work: Workspace, ref: StageRef, *, force: bool = False, relocate: Callable[[Prepared], Prepared] | None = None
+) -> Built:
+    """Make `ref` what the working tree says, from the build cache if it can be had there.
+
+    Args:    force: run the recipe even if the cache has its result; relocate: says where the sources lie instead.
+    Raises:  NoSuchRef: an input is not built; RecipeRefused, GateMissed: nothing is published; Interrupted: Ctrl-C.
+    """
+    job = _job(work, ref, relocate)
+    key = job.record.key()
+    manifest = None if force else find_build(work, ref, job.record, environment=job.environment)
+    is_cached = manifest is not None
+    if manifest is None:
+        with (
+            atomic.disk_errors(work.store.root, f"building {ref}"),
+            work.store.lock(key, waiting=lambda: work.narrator.warn(f"{ref}: another process builds it; waiting")),
+        ):
+            manifest = None if force else find_build(work, ref, job.record, environment=job.environment)
+            is_cached = manifest is not None
+            if manifest is None:
+                manifest = _make(work, job)
+                work.store.drop_scratch(key)
+    _mind_reproduction(work, manifest)
+    return _finish(work, manifest, is_cached=is_cached)
+
+
+def planned_key(work: Workspace, ref: StageRef) -> tuple[Digest, bool]:
+    """The key `build` would use, and whether the cache has its result; nothing is built or written."""
+    job = _job(work, ref, None)
+    hit = find_build(work, ref, job.record, environment=job.environment)
+    return job.record.key(), hit is not None
+
+
+def _job(work: Workspace, ref: StageRef, relocate: Callable[[Prepared], Prepared] | None) -> _Job:
+    preparation = prepare(work, ref)
+    if relocate is not None:
+        preparation = preparation.with_prepared(relocate(preparation.prepared))
+    parents = {role: _parent(work, ref, parent) for role, parent in _declared(work, ref).items()}
+    record = preparation.record(InputRecord(role, artifact) for role, artifact in parents.items())
+    return _Job(preparation, record, parents, work.runner.environment(preparation.prepared))
+
+
+def _declared(work: Workspace, ref: StageRef) -> Mapping[str, StageRef]:
+    return work.checkout.objects.stage(ref).inputs
+
+
+def _parent(work: Workspace, ref: StageRef, parent: StageRef) -> Digest:
+    """Which artifact an input is now. Pointers only: they are what DVC sees as the dependency."""
+    pointer = work.checkout.pointers.read(parent)
+    if pointer is None:
+        raise NoSuchRef(
+            "an input is not built",
+            where=f"{ref} needs {parent}, profile {work.checkout.profile}",
+            expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(parent))}",
+            next_step=f"vpstore build {parent}, or dvc repro, which builds what is missing in order",
+        )
+    return pointer.artifact
+
+
+def _make(work: Workspace, job: _Job) -> Manifest:
+    """Run the recipe and publish its result."""
+    prepared = job.preparation.prepared
+    for source in prepared.sources:
+        check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
+    inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
+    scratch = work.store.scratch(job.record.key())
+    watch = Stopwatch()
+    work.narrator.note(f"{job.ref}: {prepared.recipe_entry}, key {job.record.key().short}")
+    try:
+        staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
+        publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
+        return publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; nothing was published",
+            where=str(job.ref),
+            next_step=f"vpstore build {job.ref} takes up what lies in {scratch}",
+        ) from None
+
+
+def _input(work: Workspace, job: _Job, role: str) -> ResolvedInput:
+    """Verify one parent in full and show it as a directory."""
+    parent, artifact = _declared(work, job.ref)[role], job.parents[role]
+    try:
+        manifest = verified_manifest(work, parent, artifact, is_input=True)
+    except VpstoreError as error:
+        error.where = f"{job.ref}, input {role}: {error.where}"
+        error.next_step = f"vpstore build {parent} makes it again, then vpstore build {job.ref}"
+        raise
+    return ResolvedInput(role, str(parent), artifact, materialize(work, manifest))
+
+
+def _mind_reproduction(work: Workspace, manifest: Manifest) -> None:
+    key = manifest.build.key()
+    others = [artifact.short for artifact in work.store.keys.artifacts(key) if artifact != manifest.digest]
+    if others:
+        work.narrator.warn(
+            f"{manifest.ref}: build key {key.short} has also given {', '.join(others)}: "
+            "the build depends on something that its key does not cover"
+        )
+
+
+def _finish(work: Workspace, manifest: Manifest, *, is_cached: bool) -> Built:
+    """View, reports, and last of all the pointer."""
+    path = materialize(work, manifest)
+    restore_reports(work, manifest)
+    with atomic.disk_errors(work.checkout.views, "writing the pointer"):
+        work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
+    statement = build_statement(work, manifest)
+    return Built(
+        ref=manifest.ref,
+        manifest=manifest,
+        path=path,
+        is_cached=is_cached,
+        seconds=statement.facts.duration_seconds if statement else None,
+        finished_unix=statement.facts.finished_unix if statement else 0,
+        comparison=compare_with_lock(work, manifest),
+    )

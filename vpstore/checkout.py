@@ -1,0 +1,175 @@
+"""The checkout: a project's root, its profile, and where things lie in it.
+
+Place in the path: every command begins by finding one. `pyproject.toml` says where objects, profiles, lock, views and
+reports are; `--profile`, VPSTORE_PROFILE or `params.yaml` says which profile is meant.
+Invariants: nothing is written here; no path in `[tool.vpstore]` leads out of the checkout.
+
+Example:
+    checkout = Checkout.find(Path.cwd()); objects = checkout.objects
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from vpstore.errors import UsageError
+from vpstore.schema.fields import Fields
+from vpstore.schema.lockfile import Lockfile
+from vpstore.schema.objects import Objects, parse_objects
+from vpstore.schema.paths import check_path
+from vpstore.schema.ref import StageRef, check_name
+from vpstore.storage.pointers import Pointers
+
+PROFILE_VARIABLE: Final = "VPSTORE_PROFILE"
+
+
+@dataclass(frozen=True)
+class CheckoutConfig:
+    """The table [tool.vpstore]: where things lie, relative to the root, with forward slashes."""
+
+    objects: str
+    profiles: str
+    lock: str
+    weights: str  # of all profiles
+    reports: str  # of all profiles
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """One checkout under one profile."""
+
+    root: Path
+    profile: str
+    config: CheckoutConfig
+
+    @classmethod
+    def find(cls, start: Path, *, profile: str | None = None) -> Checkout:
+        """The checkout around `start`.
+
+        Args:    profile: overrides VPSTORE_PROFILE, which overrides `profile:` in params.yaml.
+        Raises:  UsageError: no pyproject.toml with [tool.vpstore] upwards, a bad table, no profile, an unknown profile.
+        """
+        root, table = _locate(start.absolute())
+        fields = Fields(table, where=f"{root / 'pyproject.toml'}: tool.vpstore", error=UsageError)
+        config = CheckoutConfig(
+            *(check_path(fields.text(key), where=fields.where) for key in CheckoutConfig.__dataclass_fields__)
+        )
+        fields.done()
+        name = profile or os.environ.get(PROFILE_VARIABLE) or _profile_of_params(root)
+        check_name(name, where="profile")
+        checkout = cls(root, name, config)
+        if not checkout.profile_path.is_file():
+            known = checkout.profiles()
+            raise UsageError(
+                "no such profile", where=config.profiles, expected="one of " + ", ".join(known), found=name
+            )
+        return checkout
+
+    @property
+    def profile_path(self) -> Path:
+        """The profile's TOML."""
+        return self.root / self.config.profiles / f"{self.profile}.toml"
+
+    @property
+    def objects_path(self) -> Path:
+        """objects.toml."""
+        return self.root / self.config.objects
+
+    @property
+    def lock_path(self) -> Path:
+        """vpstore.lock."""
+        return self.root / self.config.lock
+
+    def profiles(self) -> list[str]:
+        """The names of all profiles, sorted."""
+        return sorted(path.stem for path in (self.root / self.config.profiles).glob("*.toml"))
+
+    @property
+    def views(self) -> Path:
+        """The folder of this profile's views."""
+        return self.root / self.config.weights / self.profile
+
+    @property
+    def pointers(self) -> Pointers:
+        """This profile's pointers."""
+        return Pointers(self.views / "refs")
+
+    def reports_of(self, ref: StageRef) -> Path:
+        """Where the reports of one stage are put."""
+        return self.root / self.config.reports / self.profile / ref.slug
+
+    @cached_property
+    def objects(self) -> Objects:
+        """What objects.toml and the profile declare.
+
+        Raises:  UsageError: missing, not TOML, or wrong.
+        """
+        return parse_objects(read_toml(self.objects_path), read_toml(self.profile_path), where=self.config.objects)
+
+    def lock(self) -> Lockfile:
+        """The lock; an absent file is an empty one.
+
+        Raises:  BadManifest: damaged.
+        """
+        try:
+            data = self.lock_path.read_bytes()
+        except FileNotFoundError:
+            return Lockfile()
+        return Lockfile.decode(data, where=str(self.lock_path))
+
+    def relative(self, path: Path) -> str:
+        """A path for messages: relative to the root where it lies below it."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:  UsageError: missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("a configuration file is missing", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("a file is not TOML", where=str(path), found=str(error)) from error
+
+
+def _locate(start: Path) -> tuple[Path, dict[str, Any]]:
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            table = read_toml(file).get("tool", {}).get("vpstore")
+            if table is not None:
+                return folder, table
+    raise UsageError(
+        "not inside a checkout",
+        where=str(start),
+        expected="a pyproject.toml with [tool.vpstore] here or upwards",
+        next_step="change into the project's directory",
+    )
+
+
+def _profile_of_params(root: Path) -> str:
+    import yaml
+
+    file = root / "params.yaml"
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            "no profile is chosen",
+            where=str(file),
+            expected=f"--profile, {PROFILE_VARIABLE} or `profile:` in params.yaml",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError("params.yaml is not YAML", where=str(file), found=str(error)) from error
+    profile = value.get("profile") if isinstance(value, dict) else None
+    if not isinstance(profile, str):
+        raise UsageError("params.yaml names no profile", where=str(file), expected="profile: NAME")
+    return profile

@@ -1,0 +1,186 @@
+"""Commands that make something: build, import, lock, pipeline.
+
+Place in the path: each parses, calls one function of `vpstore.api` and prints.
+
+Example:
+    vpstore build vpDense@expand
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpstore.cli.group import command, complete_ref, leave, workspace
+from vpstore.cli.printing import figure_text, print_json, print_table, seconds_text, size_text
+from vpstore.errors import NotLocked, UsageError
+
+if TYPE_CHECKING:
+    from vpstore.api import SummaryRow
+    from vpstore.building import Built
+
+
+@command("build", example="vpstore build vpDense@expand", codes=(11, 12, 13, 14, 20))
+@click.argument("refs", metavar="REF...", nargs=-1, shell_complete=complete_ref)
+@click.option("--all", "everything", is_flag=True, help="Every object@stage, parents first; ends with a table.")
+@click.option("--force", is_flag=True, help="Run the recipe even if the build cache has its result.")
+@click.option("--since", type=float, metavar="EPOCH", help="With --all: count builds from this Unix time on as new.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built, and its key; change nothing.")
+def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float | None, **rest: Any) -> None:
+    """Build a stage from its config, inputs and recipe, or take it from the build cache."""
+    from vpstore import api
+
+    if everything == bool(refs):
+        raise UsageError("build wants refs or --all", expected="one of them", next_step="vpstore build --help")
+    if rest["dry_run"]:
+        _print_plan(refs, rest["profile"], as_json=rest["as_json"])
+        return
+    work = workspace(rest["profile"], create=True)
+    if everything:
+        rows = list(api.build_all(work=work, force=force, since=since))
+        has_figure = work.checkout.objects.summary is not None
+        _print_summary(rows, as_json=rest["as_json"], has_figure=has_figure)
+        return
+    done = api.build(*refs, work=work, force=force)
+    if rest["as_json"]:
+        print_json({"builds": [_document(built) for built in done]})
+        return
+    for built in done:
+        _print_built(built)
+
+
+@command("import", example="vpstore import qwen3-0_6B ~/Downloads/Qwen3-0.6B", codes=(11, 20))
+@click.argument("name", metavar="OBJECT", shell_complete=complete_ref)
+@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--force", is_flag=True, help="Import even if the build cache has the artifact.")
+def import_donor(name: str, path: Path, *, force: bool, profile: str | None, as_json: bool) -> None:
+    """Import a donor from a folder, held against the SHA-256 that its provenance pins."""
+    from vpstore import api
+
+    built = api.import_donor(name, path, work=workspace(profile, create=True), force=force)
+    if as_json:
+        print_json({"builds": [_document(built)]})
+    else:
+        _print_built(built)
+
+
+@command("lock", example="vpstore lock vpDense@expand", codes=(10, 11, 12, 13, 15))
+@click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
+@click.option("--check", is_flag=True, help="Change nothing; fail if code or params are not the lock's.")
+@click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+def lock(refs: tuple[str, ...], *, check: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
+    """Accept what is built as what was agreed, in vpstore.lock; without refs, everything."""
+    from vpstore import api
+
+    work = workspace(profile)
+    if check:
+        _print_lock_check(work, as_json=as_json)
+        return
+    changes = api.lock(*refs, work=work, is_dry_run=dry_run)
+    if as_json:
+        rows = [
+            {
+                "object": change.ref.object,
+                "stage": change.ref.stage,
+                "change": change.word,
+                "artifact": change.after.artifact if change.after else None,
+                "before": change.before.artifact if change.before else None,
+            }
+            for change in changes
+        ]
+        print_json({"dry_run": dry_run, "changes": rows})
+        return
+    for change in changes:
+        artifact = change.after.artifact.short if change.after else ""
+        click.echo(f"{change.word:<8} {change.ref}  {artifact}".rstrip())
+
+
+@command("pipeline", example="vpstore pipeline --write")
+@click.option("--write", is_flag=True, help="Write dvc.yaml instead of printing it.")
+def pipeline(*, write: bool, profile: str | None, as_json: bool) -> None:
+    """Print the dvc.yaml that objects.toml, profiles and recipe closures call for."""
+    from vpstore.checkout import Checkout
+    from vpstore.pipeline import render
+    from vpstore.storage.atomic import write_if_different
+
+    found = Checkout.find(Path.cwd(), profile=profile)
+    text = render([Checkout.find(Path.cwd(), profile=name) for name in found.profiles()])
+    changed = write_if_different(found.root / "dvc.yaml", text.encode()) if write else None
+    if as_json:
+        print_json({"text": text, "changed": changed})
+    elif not write:
+        click.echo(text, nl=False)
+
+
+def _print_plan(refs: tuple[str, ...], profile: str | None, *, as_json: bool) -> None:
+    from vpstore import api
+
+    rows = api.plan(*refs, work=workspace(profile))
+    if as_json:
+        builds = [{"ref": str(ref), "key": key, "cached": is_cached} for ref, key, is_cached in rows]
+        print_json({"dry_run": True, "builds": builds})
+        return
+    for ref, key, is_cached in rows:
+        click.echo(f"{ref}  key {key.short}  {'cache hit' if is_cached else 'would be built'}")
+
+
+def _print_lock_check(work: Any, *, as_json: bool) -> None:
+    from vpstore import api
+
+    faults = api.lock_check(work=work)
+    if as_json:
+        rows = [{"ref": str(f.ref), "part": f.part, "expected": f.expected, "found": f.found} for f in faults]
+        print_json({"ok": not faults, "faults": rows})
+    for fault in faults if not as_json else ():
+        click.echo(
+            f"{fault.ref}: {fault.part} is not the lock's\n  expected  {fault.expected}\n  found     {fault.found}"
+        )
+    if faults:
+        leave(NotLocked.exit_code)
+
+
+def _document(built: Built) -> dict[str, Any]:
+    comparison = built.comparison
+    return {
+        "ref": str(built.ref),
+        "artifact": built.manifest.digest,
+        "key": built.manifest.build.key(),
+        "path": str(built.path),
+        "size_bytes": built.manifest.size_bytes,
+        "cached": built.is_cached,
+        "seconds": built.seconds,
+        "lock": {
+            "status": comparison.status,
+            "reasons": list(comparison.reasons),
+            "files": list(comparison.files),
+            "tensors": list(comparison.tensors),
+        },
+    }
+
+
+def _print_built(built: Built) -> None:
+    how = "cache hit" if built.is_cached else f"built in {seconds_text(built.seconds)}"
+    click.echo(f"{built.ref}  {built.manifest.digest}  {how}")
+    click.echo(f"  {built.comparison.sentence()}")
+
+
+def _print_summary(rows: list[SummaryRow], *, as_json: bool, has_figure: bool) -> None:
+    if as_json:
+        builds = [{**_document(row.built), "new": row.is_new, "figure": row.figure} for row in rows]
+        print_json({"builds": builds})
+        return
+    figure_head = ("figure",) if has_figure else ()
+    lines = [
+        (
+            str(row.built.ref),
+            row.built.manifest.digest.short,
+            size_text(row.built.manifest.size_bytes),
+            seconds_text(row.built.seconds) if row.is_new else "cache hit",
+            *((figure_text(row.figure),) if has_figure else ()),
+            row.built.comparison.status,
+        )
+        for row in rows
+    ]
+    print_table(("object@stage", "artifact", "size", "built", *figure_head, "lock"), lines)

@@ -1,0 +1,100 @@
+"""The root command, what all commands share, and how errors leave the program.
+
+Place in the path: `vpstore` on the command line is `main` here. Commands live in `building` and `reading`.
+Invariants: exit codes are the error classes'; an error of ours never shows a traceback, one that is not ours always
+does; importing this loads no verb, so `vpstore --help` is quick.
+
+Example:
+    main(["resolve", "vpDense"])
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from vpstore.cli.exit_codes import epilog
+from vpstore.cli.printing import error_document, print_json
+from vpstore.errors import Interrupted, UsageError, VpstoreError
+
+if TYPE_CHECKING:
+    from vpstore.workspace import Workspace
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="vpstore", message="%(package)s %(version)s")
+def cli() -> None:
+    """Names for model checkpoints that can be proved, shared, audited and rebuilt."""
+
+
+def command(name: str, *, example: str, codes: Sequence[int] = ()) -> Callable[[Callable[..., None]], click.Command]:
+    """Declare a command with `--profile`, `--json`, an example and its exit codes.
+
+    Args:    example: one line that works; codes: the exit codes beside 0, 1, 2 and 130.
+    """
+
+    def declare(function: Callable[..., None]) -> click.Command:
+        as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+        profile = click.option("--profile", metavar="NAME", help="Instead of VPSTORE_PROFILE and params.yaml.")
+        return cli.command(name, epilog=epilog(example, codes))(profile(as_json(function)))
+
+    return declare
+
+
+def workspace(profile: str | None, *, create: bool = False) -> Workspace:
+    """The workspace around the working directory, with a narrator on stderr."""
+    from vpstore.narration import Console
+    from vpstore.workspace import Workspace
+
+    return Workspace.find(Path.cwd(), profile=profile, narrator=Console(), create=create)
+
+
+def complete_ref(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Every object and object@stage, for the shell's completion."""
+    from vpstore.checkout import Checkout
+
+    try:
+        objects = Checkout.find(Path.cwd()).objects
+    except VpstoreError:
+        return []
+    names = [*objects.objects, *map(str, objects.order)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(given, prog_name="vpstore", standalone_mode=False)
+        sys.stdout.flush()
+    except VpstoreError as error:
+        code = _report(error, given)
+    except click.exceptions.Abort:
+        code = _report(Interrupted("interrupted"), given)
+    except KeyboardInterrupt:
+        code = _report(Interrupted("interrupted"), given)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "vpstore"
+        code = _report(UsageError(error.format_message(), next_step=f"{where} --help"), given)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave quietly
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: VpstoreError, given: Sequence[str]) -> int:
+    if "--json" in given:
+        print_json(error_document(error))
+    click.echo(str(error), err=True)
+    return error.exit_code
+
+
+def leave(code: int) -> None:
+    """End a command that printed its result with an exit code of its own."""
+    context: Any = click.get_current_context()
+    context.exit(code)

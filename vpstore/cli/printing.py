@@ -1,0 +1,72 @@
+"""What commands put on stdout: one JSON document, or lines and tables for people.
+
+Place in the path: the last step of every command. Data goes to stdout; everything else is the narrator's.
+Invariants: with `--json` stdout is exactly one document that begins with its schema version, also for an error.
+
+Example:
+    print_json({"path": "weights/tiny/..."}); print_table(("object", "size"), rows)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from vpstore.errors import VpstoreError
+
+SCHEMA: Final = 1
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One versioned document."""
+    click.echo(json.dumps({"schema": SCHEMA, **document}, indent=2, ensure_ascii=False, default=str))
+
+
+def error_document(error: VpstoreError) -> dict[str, Any]:
+    """An error as JSON."""
+    return {
+        "error": {
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+            "what": error.what,
+            "where": error.where,
+            "expected": error.expected,
+            "found": error.found,
+            "next_step": error.next_step,
+        }
+    }
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; the last one is not padded."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def size_text(size_bytes: int | None) -> str:
+    """Bytes for people, three digits."""
+    if size_bytes is None:
+        return "?"
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration for people."""
+    return "?" if seconds is None else f"{seconds:.1f} s"
+
+
+def figure_text(figure: Any) -> str:
+    """A figure of the summary column."""
+    if figure is None:
+        return "-"
+    return f"{figure:.4f}" if isinstance(figure, float) else str(figure)

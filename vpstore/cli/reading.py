@@ -1,0 +1,131 @@
+"""Commands that read: resolve, ls, show, verify, doctor, completion.
+
+Place in the path: each parses, calls one function of `vpstore.api` and prints.
+
+Example:
+    path=$(vpstore resolve vpDense)
+"""
+
+from __future__ import annotations
+
+import click
+
+from vpstore.cli.group import cli, command, complete_ref, leave, workspace
+from vpstore.cli.printing import print_json, print_table, seconds_text, size_text
+from vpstore.errors import FaultsFound, UsageError
+
+
+@command("resolve", example="path=$(vpstore resolve vpDense)", codes=(10, 11, 12, 13, 14, 15))
+@click.argument("ref", shell_complete=complete_ref)
+@click.option("--locked", is_flag=True, help="Refuse what is not exactly what vpstore.lock says.")
+@click.option("--full", is_flag=True, help="Read every byte again, whatever was verified before.")
+def resolve(ref: str, *, locked: bool, full: bool, profile: str | None, as_json: bool) -> None:
+    """Verify an artifact and print the path of the directory that shows it."""
+    from vpstore import api
+
+    found = api.resolve(ref, work=workspace(profile), locked=locked, full=full)
+    if as_json:
+        print_json(
+            {
+                "ref": str(found.ref),
+                "artifact": found.artifact,
+                "path": str(found.path),
+                "size_bytes": found.size_bytes,
+                "locked": found.locked,
+            }
+        )
+    else:
+        click.echo(found.path)
+
+
+@command("ls", example="vpstore ls --json", codes=(10,))
+def ls(*, profile: str | None, as_json: bool) -> None:
+    """List what is built, and how it stands to vpstore.lock."""
+    from vpstore import api
+
+    rows = api.ls(work=workspace(profile))
+    if as_json:
+        print_json({"objects": [row.to_json() for row in rows]})
+        return
+    cells = [(str(row.ref), row.artifact.short, row.key.short, size_text(row.size_bytes), row.locked) for row in rows]
+    print_table(("object@stage", "artifact", "key", "size", "lock"), cells)
+
+
+@command("show", example="vpstore show vpMoE", codes=(10, 11, 12, 13, 14))
+@click.argument("ref", shell_complete=complete_ref)
+def show(ref: str, *, profile: str | None, as_json: bool) -> None:
+    """Show an artifact: its files, what it was built from, and who attested it."""
+    from vpstore import api
+
+    shown = api.show(ref, work=workspace(profile))
+    if as_json:
+        print_json(shown.to_json())
+        return
+    manifest = shown.manifest
+    click.echo(f"{manifest.ref}\n  artifact  {manifest.digest}\n  key       {manifest.build.key()}")
+    click.echo(f"  recipe    {manifest.build.entry}, {len(manifest.build.recipe_files)} files")
+    for row in shown.inputs:
+        click.echo(f"  input     {row['role']} = {row['ref'] or '?'}  {row['artifact']}")
+    for source in manifest.build.sources:
+        click.echo(f"  source    {source.role}  sha256 {source.sha256}")
+    for file in manifest.files:
+        click.echo(f"  file      {file.path}  {size_text(file.size_bytes)}  {file.digest.short}")
+    for statement in shown.attestations:
+        facts = statement.facts
+        click.echo(
+            f"  attested  {facts.finished_on}, {seconds_text(facts.duration_seconds)}, git {facts.git['commit']}"
+        )
+
+
+@command("verify", example="vpstore verify --all", codes=(3, 10, 11))
+@click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
+@click.option("--all", "everything", is_flag=True, help="Every ref, and all else that lies in the store.")
+def verify(refs: tuple[str, ...], *, everything: bool, profile: str | None, as_json: bool) -> None:
+    """Read everything again and list all damage, down to the tensor; without refs, every ref."""
+    from vpstore import api
+
+    if everything and refs:
+        raise UsageError("verify wants refs or --all", expected="one of them", next_step="vpstore verify --help")
+    faults = api.verify(*refs, work=workspace(profile), everything=everything)
+    if as_json:
+        print_json({"ok": not faults, "faults": [fault.to_json() for fault in faults]})
+    for fault in faults if not as_json else ():
+        tensor = f", tensor {fault.tensor}" if fault.tensor else ""
+        click.echo(f"{fault.where}{tensor}\n  expected  {fault.expected}\n  found     {fault.found}")
+    if not faults and not as_json:
+        click.echo("no faults")
+    if faults:
+        leave(FaultsFound.exit_code)
+
+
+@command("doctor", example="vpstore doctor")
+def doctor(*, profile: str | None, as_json: bool) -> None:
+    """Check that everything is here that the other commands need, and say what to do if not."""
+    from vpstore import api
+
+    found = api.doctor(profile=profile)
+    if as_json:
+        print_json(found.to_json())
+    for check in found.checks if not as_json else ():
+        mark = "ok  " if check.ok else "FAIL"
+        click.echo(f"{mark}  {check.name}" + (f": {check.detail}" if check.detail else ""))
+        if check.next_step:
+            click.echo(f"      next: {check.next_step}")
+    if not found.ok:
+        leave(1)
+
+
+@command("completion", example='eval "$(vpstore completion bash)"')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str, *, profile: str | None, as_json: bool) -> None:
+    """Print the script that completes commands and refs in a shell."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UsageError("no completion for this shell", found=shell)
+    script = kind(cli, {}, "vpstore", "_VPSTORE_COMPLETE").source()
+    if as_json:
+        print_json({"shell": shell, "profile": profile, "script": script})
+    else:
+        click.echo(script)

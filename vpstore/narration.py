@@ -1,0 +1,81 @@
+"""What a verb tells the person who waits: warnings always, notes and progress only on a terminal.
+
+Place in the path: handed down from the command line; verbs never print. Data goes to stdout, everything here to stderr.
+
+Example:
+    narrator.warn("vpMoE@smoke is stale: its code changed since it was built")
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+
+class Narrator(Protocol):
+    """Receives warnings, notes and progress."""
+
+    def warn(self, text: str) -> None:
+        """Say what a person must know, also in a log."""
+
+    def note(self, text: str) -> None:
+        """Say what a person at a terminal may like to know."""
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `label` are finished."""
+
+
+class Silent:
+    """Says nothing; keeps the warnings, for programs that want to look at them."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Keep it."""
+        self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+class Console:
+    """Writes to stderr; progress overwrites one line, at most ten times a second, with the time left."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._label, self._began, self._drawn = "", 0.0, 0.0
+
+    def warn(self, text: str) -> None:
+        """Print it wherever stderr goes."""
+        self._clear()
+        print(f"warning: {text}", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it on a terminal."""
+        if self._is_terminal:
+            self._clear()
+            print(text, file=self._stream, flush=True)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Redraw the line."""
+        now = time.monotonic()
+        if not self._is_terminal or (done < total and label == self._label and now - self._drawn < 0.1):
+            return
+        if label != self._label:
+            self._label, self._began = label, now
+        self._drawn = now
+        left = (now - self._began) * (total - done) / done if done else 0.0
+        print(f"\r\x1b[K{label}  {done}/{total}  {left:.0f} s left", end="", file=self._stream, flush=True)
+        if done >= total:
+            self._clear()
+
+    def _clear(self) -> None:
+        if self._is_terminal and self._label:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+        self._label = ""

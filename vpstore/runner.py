@@ -1,0 +1,139 @@
+"""The joint between vpstore and a project: what a runner module must offer, and how it is loaded.
+
+Place in the path: `objects.toml` names the runner; build asks it what goes into a stage, under which environment it
+would run, and to run it. vpstore imports no recipe: it loads the runner by name, with the checkout's root first on the
+path.
+Invariants: `prepare` and `environment` are fast and load no tensor library; `produce` writes only into its scratch
+folder.
+
+Example:
+    runner = load_runner(checkout); prepared = runner.prepare(checkout, "vpMoE", "smoke")
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from vpstore.checkout import Checkout
+from vpstore.errors import UsageError
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import TokenizerRecord
+
+__all__ = [
+    "Prepared",
+    "PreparedSource",
+    "ResolvedInput",
+    "Runner",
+    "Staged",
+    "StagedFile",
+    "TokenizerRecord",
+    "load_runner",
+]
+
+ProgressFunction = Callable[[str, int, int], None]  # label, done, total
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """A file from outside: its role (`donor/model.safetensors`), where it should lie, and what it must be."""
+
+    role: str
+    path: Path
+    sha256: str
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What goes into a build, known without running it."""
+
+    recipe_entry: str  # the recipe's module, for instance "recipes.convert_dense"
+    params: Mapping[str, Any]  # JSON: the typed config after the profile is merged
+    code_always: tuple[str, ...] = ()  # modules that make bytes though the entry may not import them
+    code_exclude: tuple[str, ...] = ()  # modules (and what is below them) that move bytes but do not make them
+    sources: tuple[PreparedSource, ...] = ()
+    tokenizer: TokenizerRecord | None = None
+    verbatim: bool = False  # a donor: no provenance.json is added
+
+
+@dataclass(frozen=True)
+class ResolvedInput:
+    """One verified parent, shown as a directory."""
+
+    role: str
+    ref: str  # object@stage
+    artifact: Digest
+    path: Path
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """One file of the result: its path in the artifact and where its bytes lie.
+
+    A regular file inside the scratch folder is moved into the store; anything else is copied.
+    """
+
+    path: str
+    media_type: str
+    source: Path
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a build has made."""
+
+    files: list[StagedFile]
+    intermediates: list[StagedFile] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """The module-level functions of a runner module."""
+
+    def prepare(self, checkout: Checkout, object: str, stage: str) -> Prepared:
+        """Read the config of one stage. Fast, and without a tensor library.
+
+        Raises:  UsageError, RecipeRefused.
+        """
+
+    def environment(self, prepared: Prepared) -> dict[str, str]:
+        """The package versions and the device kind under which this build would run."""
+
+    def produce(
+        self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: ProgressFunction
+    ) -> Staged:
+        """Run the recipe.
+
+        Raises:  RecipeRefused, GateMissed.
+        """
+
+    def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
+        """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
+
+
+def load_runner(checkout: Checkout) -> Runner:
+    """Import the runner module of a checkout.
+
+    Raises:  UsageError: it is not there, or lacks a function.
+    """
+    root, name = str(checkout.root), checkout.objects.runner
+    if sys.path[:1] != [root]:
+        sys.path.insert(0, root)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the runner cannot be imported",
+            where=f"{checkout.config.objects}: runner",
+            expected=f"module {name} under {root}",
+            found=str(error),
+            next_step="install the project's own dependencies (make repro does), or correct `runner`",
+        ) from error
+    missing = [part for part in ("prepare", "environment", "produce") if not callable(getattr(module, part, None))]
+    if missing:
+        raise UsageError("the runner lacks functions", where=name, found=", ".join(missing))
+    return cast(Runner, module)

@@ -1,0 +1,117 @@
+"""Canonical JSON (RFC 8785): one value, one sequence of bytes.
+
+Place in the path: under every document that has a digest. `canonical_bytes` writes, `parse_canonical` reads back only
+what `canonical_bytes` could have written; `parse_strict` reads documents that people may lay out as they like.
+Invariants: duplicate keys, NaN, infinities, lone surrogates, too deep or too large documents are refused everywhere.
+
+Example:
+    >>> canonical_bytes({"b": 1.0, "a": []})
+    b'{"a":[],"b":1}'
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NoReturn
+
+from vpstore.errors import BadManifest
+
+MAX_BYTES: Final = 64 << 20  # a manifest of 100,000 files is about 30 MB
+MAX_DEPTH: Final = 64
+_MAX_EXACT: Final = 2**53 - 1
+
+
+def canonical_bytes(value: Any, *, where: str = "") -> bytes:
+    """The RFC 8785 bytes of a JSON value.
+
+    Raises:  BadManifest: the value has no JSON form (NaN, an integer beyond 2**53 - 1, a lone surrogate, a foreign
+             type) or is nested deeper than MAX_DEPTH.
+    """
+    import rfc8785
+
+    _check_depth(value, where)
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeError) as error:
+        raise BadManifest("a value has no canonical JSON form", where=where, found=str(error)) from error
+
+
+def parse_canonical(data: bytes, *, where: str) -> Any:
+    """Read a document that must be canonical.
+
+    Raises:  BadManifest: as for `parse_strict`, or the bytes are not the canonical ones of their own value.
+    """
+    value = parse_strict(data, where=where)
+    if canonical_bytes(value, where=where) != data:
+        raise BadManifest("a document is not in canonical form", where=where, expected="RFC 8785 bytes")
+    return value
+
+
+def parse_strict(data: bytes, *, where: str) -> Any:
+    """Read JSON of any layout, strictly.
+
+    Args:    data: UTF-8 without a byte order mark; where: the place, for errors.
+    Returns: dicts, lists, str, int, float, bool, None. Integers beyond 2**53 - 1 are read as floats, as RFC 8785 prints
+             large floats without an exponent.
+    Raises:  BadManifest: not JSON, a duplicate key, NaN, larger than MAX_BYTES, deeper than MAX_DEPTH.
+    """
+    if len(data) > MAX_BYTES:
+        raise BadManifest(
+            "a document is too large", where=where, expected=f"at most {MAX_BYTES} bytes", found=f"{len(data)} bytes"
+        )
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_pairs,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as error:
+        raise BadManifest("a document is not strict JSON", where=where, found=str(error)[:200]) from error
+    _check_depth(value, where)
+    return value
+
+
+def readable_bytes(value: Any) -> bytes:
+    """JSON for people: sorted keys, two spaces, one newline at the end; the same value always gives the same bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    if len(text) <= 17 and abs(number := int(text)) <= _MAX_EXACT:
+        return number
+    return _finite(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is beyond the range of a double")
+    return number
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise BadManifest("a document is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                below.extend(item)
+        level, depth = below, depth + 1

@@ -1,0 +1,156 @@
+"""The store: blobs, keys and attestations under one root, and the folders work is done in.
+
+Place in the path: publish, resolve and verify are handed one. Many checkouts may share it.
+Invariants: `format` says "vpstore 1" and is written last when a store is made, so a half-made one is no store; only one
+builder works on a key at a time; everything temporary lies on the same file system as the blobs.
+
+Example:
+    store = Store.find(Path.cwd())
+    with store.lock(key): ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vpstore.errors import NoStore
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import Manifest
+from vpstore.storage import atomic
+from vpstore.storage.attestations import Attestations
+from vpstore.storage.blobs import Blobs
+from vpstore.storage.keys import Keys
+from vpstore.storage.stamps import Stamps
+
+NAME: Final = ".vpstore"
+FORMAT: Final = b"vpstore 1\n"
+ROOT_VARIABLE: Final = "VPSTORE_ROOT"
+_FOLDERS: Final = ("blobs/blake3", "keys", "attestations", "roots", "tmp", "locks", "quarantine", "work")
+
+
+@dataclass(frozen=True)
+class Store:
+    """One open store."""
+
+    root: Path
+    blobs: Blobs
+    keys: Keys
+    attestations: Attestations
+
+    @classmethod
+    def open(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
+        """Open the store at `root`.
+
+        Raises:  NoStore: nothing there, or a format that this version does not read.
+        """
+        try:
+            found = (root / "format").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoStore("there is no store here", where=str(root), next_step="vpstore build makes one") from None
+        if found != FORMAT:
+            raise NoStore(
+                "a store of another format",
+                where=str(root / "format"),
+                expected=FORMAT.decode().strip(),
+                found=repr(found[:40]),
+                next_step="use the version of vpstore that wrote it, or another VPSTORE_ROOT",
+            )
+        tmp = root / "tmp"
+        blobs = Blobs(root / "blobs" / "blake3", tmp, root / "quarantine", stamps or Stamps())
+        return cls(root, blobs, Keys(root / "keys", tmp), Attestations(root / "attestations", tmp))
+
+    @classmethod
+    def create(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
+        """Open the store at `root`, making it first if there is none.
+
+        Raises:  NoStore: the folder holds something else.
+        """
+        if not (root / "format").exists():
+            strangers = {path.name for path in root.iterdir()} - {"tmp", *_tops()} if root.is_dir() else set()
+            if strangers:
+                raise NoStore(
+                    "a folder that is no store is not empty",
+                    where=str(root),
+                    found=", ".join(sorted(strangers)[:5]),
+                    next_step="name an empty or absent folder in VPSTORE_ROOT",
+                )
+            try:
+                for name in _FOLDERS:
+                    atomic.make_directory(root / name)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise NoStore("a store cannot be made here", where=str(root), found=str(error)) from None
+            atomic.write_file(root / "format", FORMAT, folder=root / "tmp")
+        return cls.open(root, stamps=stamps)
+
+    @classmethod
+    def find(cls, start: Path, *, stamps: Stamps | None = None) -> Store:
+        """Open the store that serves `start`.
+
+        Raises:  NoStore: VPSTORE_ROOT names none, and no folder upwards has one.
+        """
+        root = locate(start)
+        if root is None:
+            raise NoStore(
+                "there is no store",
+                where=str(start),
+                expected=f"a {NAME} folder here or upwards, or {ROOT_VARIABLE}",
+                next_step="vpstore build makes one",
+            )
+        return cls.open(root, stamps=stamps)
+
+    def manifest(self, artifact: Digest, *, what: str = "") -> Manifest:
+        """The manifest of an artifact, verified as it is read.
+
+        Raises:  BlobMissing, DigestMismatch, BadManifest.
+        """
+        label = f"manifest of {what}" if what else "manifest"
+        return Manifest.decode(self.blobs.read(artifact, what=label), where=f"{label} {artifact}")
+
+    def scratch(self, key: Digest) -> Path:
+        """The folder in which one key is built; it survives an interruption."""
+        folder = self.root / "work" / key.hex
+        atomic.make_directory(folder)
+        return folder
+
+    def drop_scratch(self, key: Digest) -> None:
+        """Remove the folder of a finished build."""
+        atomic.remove_tree(self.root / "work" / key.hex)
+
+    @contextmanager
+    def lock(self, key: Digest, *, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the right to build `key`; the kernel frees it when the process ends, however it ends.
+
+        Args:    waiting: called once if somebody else holds it.
+        """
+        import fcntl
+
+        descriptor = os.open(self.root / "locks" / f"{key.hex}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def locate(start: Path) -> Path | None:
+    """The root of the store that serves `start`: VPSTORE_ROOT, else the nearest .vpstore upwards; None if neither."""
+    named = os.environ.get(ROOT_VARIABLE)
+    if named:
+        return Path(named).absolute()
+    for folder in (start.absolute(), *start.absolute().parents):
+        if (folder / NAME).is_dir():
+            return folder / NAME
+    return None
+
+
+def _tops() -> set[str]:
+    return {name.split("/")[0] for name in _FOLDERS}

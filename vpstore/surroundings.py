@@ -1,0 +1,63 @@
+"""What surrounds a build and may differ between equal ones: time, commit, versions.
+
+Place in the path: only attestations see it; nothing here enters a key or a manifest.
+
+Example:
+    watch = Stopwatch(); ...; facts = watch.facts(root, environment)
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import vpstore
+from vpstore.schema.attestation import BuildFacts
+
+
+class Stopwatch:
+    """Runs from its creation until `facts`."""
+
+    def __init__(self) -> None:
+        self._started = time.time()
+        self._began = time.monotonic()
+
+    def facts(self, root: Path, environment: Mapping[str, str]) -> BuildFacts:
+        """What is known about the run that ends now.
+
+        Args:    root: of the checkout, for its commit; environment: what the runner says decides a cache hit.
+        """
+        finished = time.time()
+        return BuildFacts(
+            started_on=_rfc3339(self._started),
+            finished_on=_rfc3339(finished),
+            finished_unix=int(finished),
+            duration_seconds=round(time.monotonic() - self._began, 3),
+            environment=dict(environment),
+            git=git_state(root),
+            builder_version={"vpstore": vpstore.__version__, "python": platform.python_version()},
+        )
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """The commit of a checkout and whether tracked files differ from it; both None without git."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=30)
+    return done.stdout.strip()
+
+
+def _rfc3339(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,144 @@
+"""doctor: is everything here that the other commands need, and what to do if not.
+
+Place in the path: beside it; every check stands alone, none changes anything.
+
+Example:
+    for check in examine(Path.cwd(), profile=None).checks: print(check.name, check.ok)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from vpstore.checkout import Checkout
+from vpstore.errors import VpstoreError
+from vpstore.preparation import prepare
+from vpstore.runner import load_runner
+from vpstore.storage.stamps import cache_directory
+from vpstore.storage.store import Store, locate
+from vpstore.workspace import Workspace
+
+_LOW_SPACE: Final = 2 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    next_step: str = ""
+
+
+@dataclass
+class Diagnosis:
+    """All answers."""
+
+    store: str | None = None
+    checkout: str | None = None
+    profile: str | None = None
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `doctor --json` prints it."""
+        return {
+            "ok": self.ok,
+            "store": self.store,
+            "checkout": self.checkout,
+            "profile": self.profile,
+            "checks": [vars(check) for check in self.checks],
+        }
+
+    def ask(self, name: str, question: Callable[[], tuple[bool, str, str]]) -> bool:
+        """Put one question; an error of ours is an answer."""
+        try:
+            ok, detail, next_step = question()
+        except VpstoreError as error:
+            ok, detail, next_step = False, f"{error.what}: {error.found or error.where}", error.next_step
+        except OSError as error:
+            ok, detail, next_step = False, str(error), "give this user access to the path"
+        self.checks.append(Check(name, ok, detail, "" if ok else next_step or "see docs/DESIGN.md"))
+        return ok
+
+
+def examine(start: Path, *, profile: str | None) -> Diagnosis:
+    """Ask everything that can be asked, as far as the answers allow."""
+    found = Diagnosis()
+    root = locate(start)
+    found.store = str(root) if root is not None else None
+    if found.ask("store", lambda: _store(start)) and root is not None:
+        found.ask("store is writable", lambda: _writable(root / "tmp"))
+        found.ask("space", lambda: _space(root))
+    found.ask("stat stamps", lambda: _writable(_nearest(cache_directory())))
+    found.ask("git", lambda: (shutil.which("git") is not None, "", "install git: attestations name the commit"))
+    if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
+        return found
+    checkout = Checkout.find(start, profile=profile)
+    found.checkout, found.profile = str(checkout.root), checkout.profile
+    found.ask("lock", lambda: (True, f"{len(checkout.lock().profiles)} profiles", ""))
+    if found.ask("objects", lambda: (True, f"{len(checkout.objects.order)} stages", "")):
+        _examine_project(found, checkout)
+    return found
+
+
+def _examine_project(found: Diagnosis, checkout: Checkout) -> None:
+    if not found.ask("runner", lambda: _runner(checkout)) or not found.checks[0].ok:
+        return  # without a store there is nothing more to look at
+    work = Workspace(checkout, Store.open(Path(str(found.store))))
+    found.ask("recipes", lambda: _recipes(work))
+    found.ask("pointers", lambda: _pointers(work))
+
+
+def _runner(checkout: Checkout) -> tuple[bool, str, str]:
+    load_runner(checkout)
+    return True, checkout.objects.runner, ""
+
+
+def _store(start: Path) -> tuple[bool, str, str]:
+    store = Store.find(start)
+    return True, f"{store.root}, format 1", ""
+
+
+def _writable(folder: Path) -> tuple[bool, str, str]:
+    return os.access(folder, os.W_OK | os.X_OK), str(folder), f"give this user write access to {folder}"
+
+
+def _nearest(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _space(root: Path) -> tuple[bool, str, str]:
+    free = shutil.disk_usage(root).free
+    return free > _LOW_SPACE, f"{free / (1 << 30):.1f} GiB free", "free space, or move the store with VPSTORE_ROOT"
+
+
+def _recipes(work: Workspace) -> tuple[bool, str, str]:
+    for ref in work.checkout.objects.order:
+        prepare(work, ref)
+    return True, "every stage's config and code can be read", ""
+
+
+def _pointers(work: Workspace) -> tuple[bool, str, str]:
+    wrong = []
+    built = 0
+    for ref in work.checkout.objects.order:
+        pointer = work.checkout.pointers.read(ref)
+        built += pointer is not None
+        if pointer is not None and not work.store.blobs.has(pointer.artifact):
+            wrong.append(str(ref))
+    if wrong:
+        return False, "the store does not hold " + ", ".join(wrong), "vpstore build --all, or make repro"
+    return True, f"{built} of {len(work.checkout.objects.order)} stages built", ""

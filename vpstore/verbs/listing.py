@@ -1,0 +1,106 @@
+"""ls and show: what is built, and one artifact in full.
+
+Place in the path: reading verbs over the registry. Nothing is verified beyond the manifest.
+
+Example:
+    for row in list_built(work): print(row.ref, row.artifact.short)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vpstore.errors import VpstoreError
+from vpstore.schema.attestation import Statement
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import Manifest
+from vpstore.schema.ref import StageRef
+from vpstore.workspace import LockStatus, Workspace
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One built stage."""
+
+    ref: StageRef
+    artifact: Digest
+    key: Digest
+    size_bytes: int | None  # None: the manifest cannot be read, and verify says why
+    locked: LockStatus
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `ls --json` prints it."""
+        return {
+            "object": self.ref.object,
+            "stage": self.ref.stage,
+            "artifact": self.artifact,
+            "key": self.key,
+            "size_bytes": self.size_bytes,
+            "locked": self.locked,
+        }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One artifact with its parents and who attested it."""
+
+    manifest: Manifest
+    inputs: tuple[dict[str, Any], ...]
+    attestations: tuple[Statement, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `show --json` prints it."""
+        manifest = self.manifest
+        return {
+            "artifact": manifest.digest,
+            "key": manifest.build.key(),
+            "size_bytes": manifest.size_bytes,
+            "manifest": {
+                "object": manifest.object,
+                "stage": manifest.stage,
+                "build": manifest.build.to_json(),
+                "files": [row.to_json() for row in manifest.files],
+                "intermediates": [row._asdict() for row in manifest.intermediates],
+            },
+            "inputs": list(self.inputs),
+            "attestations": [statement.document for statement in self.attestations],
+        }
+
+
+def list_built(work: Workspace) -> tuple[Listed, ...]:
+    """Every declared stage with a sound pointer, in the order of stages; damaged pointers are said aloud."""
+    rows = []
+    for ref in work.checkout.objects.order:
+        try:
+            pointer = work.checkout.pointers.read(ref)
+        except VpstoreError as error:
+            work.narrator.warn(f"{ref}: {error.what} ({error.where})")
+            continue
+        if pointer is not None:
+            status = work.lock_status(ref, pointer.artifact)
+            rows.append(Listed(ref, pointer.artifact, pointer.key, _size(work, pointer.artifact), status))
+    return tuple(rows)
+
+
+def show(work: Workspace, manifest: Manifest) -> Shown:
+    """Gather what is known about one artifact."""
+    inputs = tuple(
+        {"role": row.role, "artifact": row.artifact, "ref": _name(work, row.artifact)} for row in manifest.build.inputs
+    )
+    return Shown(manifest, inputs, work.store.attestations.of(manifest.digest))
+
+
+def _size(work: Workspace, artifact: Digest) -> int | None:
+    try:
+        return work.store.manifest(artifact).size_bytes
+    except VpstoreError:
+        return None
+
+
+def _name(work: Workspace, artifact: Digest) -> str | None:
+    """What a parent was built as, if its manifest is here."""
+    try:
+        return str(work.store.manifest(artifact).ref)
+    except VpstoreError:
+        return None

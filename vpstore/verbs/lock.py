@@ -1,0 +1,104 @@
+"""lock: accept what is built as what was agreed, or hold the working tree against the agreement.
+
+Place in the path: the registry's agreed half. The only writer of vpstore.lock.
+Invariants: an entry is written only for an artifact that is whole here; other profiles' entries stay as they are.
+
+Example:
+    lock_refs(work, [], is_dry_run=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpstore.errors import NoSuchRef, VpstoreError
+from vpstore.preparation import prepare
+from vpstore.schema.lockfile import LockEntry
+from vpstore.schema.ref import StageRef
+from vpstore.storage import atomic
+from vpstore.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class LockChange:
+    """One entry before and after."""
+
+    ref: StageRef
+    before: LockEntry | None
+    after: LockEntry | None
+
+    @property
+    def word(self) -> str:
+        """What happens to the entry."""
+        if self.before == self.after:
+            return "kept"
+        return "added" if self.before is None else "removed" if self.after is None else "changed"
+
+
+def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = False) -> tuple[LockChange, ...]:
+    """Make the lock say what the pointers say.
+
+    Args:    refs: which; none means every stage that has a pointer, and entries of undeclared stages are removed.
+    Returns: one change a ref, sorted.
+    Raises:  NoSuchRef: a named ref has no pointer, or nothing at all is built; BlobMissing, DigestMismatch.
+    """
+    lock = work.checkout.lock()
+    entries = dict(lock.profiles.get(work.checkout.profile, {}))
+    before = dict(entries)
+    if not refs:
+        declared = set(work.checkout.objects.order)
+        entries = {ref: entry for ref, entry in entries.items() if ref in declared}
+    built = [ref for ref in (refs or work.checkout.objects.order) if refs or work.checkout.pointers.path(ref).exists()]
+    if not built:
+        raise NoSuchRef("nothing is built yet", where=f"profile {work.checkout.profile}", next_step="dvc repro")
+    for ref in built:
+        entries[ref] = _entry(work, ref)
+    if not is_dry_run and entries != before:
+        data = lock.with_profile(work.checkout.profile, entries).encode()
+        with atomic.disk_errors(work.checkout.lock_path, "writing the lock"):
+            atomic.write_if_different(work.checkout.lock_path, data)
+    touched = sorted((before.keys() - entries.keys()) | set(built), key=str)
+    return tuple(LockChange(ref, before.get(ref), entries.get(ref)) for ref in touched)
+
+
+@dataclass(frozen=True)
+class LockFault:
+    """One stage whose code or params are not the lock's."""
+
+    ref: StageRef
+    part: str  # "code", "params" or "entry"
+    expected: str
+    found: str
+
+
+def check_lock(work: Workspace) -> tuple[LockFault, ...]:
+    """Hold the working tree's code and params against the lock, without building anything.
+
+    Returns: every stage for which somebody forgot `vpstore lock`, in the order of stages.
+    """
+    lock = work.checkout.lock()
+    profile = work.checkout.profile
+    faults = []
+    for ref in work.checkout.objects.order:
+        entry = lock.entry(profile, ref)
+        if entry is None:
+            faults.append(LockFault(ref, "entry", "an entry", "none"))
+            continue
+        record = prepare(work, ref).record(())
+        pairs = (("code", entry.code, record.code_digest()), ("params", entry.params, record.params_digest()))
+        faults += [LockFault(ref, part, agreed, now) for part, agreed, now in pairs if agreed != now]
+    extra = sorted(set(lock.profiles.get(profile, {})) - set(work.checkout.objects.order), key=str)
+    return tuple(faults) + tuple(LockFault(ref, "entry", "a declared stage", "none") for ref in extra)
+
+
+def _entry(work: Workspace, ref: StageRef) -> LockEntry:
+    pointer = work.checkout.pointers.read(ref)
+    if pointer is None:
+        raise NoSuchRef("nothing is built under this name", where=str(ref), next_step=f"vpstore build {ref}")
+    manifest = work.store.manifest(pointer.artifact, what=str(ref))
+    if manifest.ref != ref:
+        raise VpstoreError("a pointer leads to another stage", where=str(ref), found=str(manifest.ref))
+    for digest, what in manifest.blobs().items():
+        work.store.blobs.ensure(digest, what=f"{ref}, {what}")
+    return LockEntry.of(manifest)

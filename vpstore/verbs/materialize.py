@@ -1,0 +1,147 @@
+"""materialize: show an artifact's files as a directory, and notice when the directory no longer shows them.
+
+Place in the path: resolve -> **view** -> whoever reads checkpoints. A view is named by its artifact's digest and holds
+the artifact's files, `artifact.json` (the manifest), and beside it a file of its attestations.
+Invariants: never a hard link; reflink where the file system has it, else symbolic link, else copy; a view appears
+whole; a changed view is set aside, not deleted, before a new one takes its place.
+
+Example:
+    path = materialize(work, manifest)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import MANIFEST_FILE, Manifest
+from vpstore.storage import atomic
+from vpstore.storage.stamps import Stat
+from vpstore.workspace import Workspace
+
+ATTESTATIONS_SUFFIX: Final = ".intoto.jsonl"
+
+
+def view_path(work: Workspace, manifest: Manifest) -> Path:
+    """Where the view of an artifact lies."""
+    return work.checkout.views / f"{manifest.ref}-{manifest.digest.short}"
+
+
+def materialize(work: Workspace, manifest: Manifest) -> Path:
+    """Make the view, or find that it is there and unchanged.
+
+    Returns: its path, absolute.
+    Raises:  VpstoreError: the disk refuses.
+    """
+    view = view_path(work, manifest)
+    with atomic.disk_errors(view, "making a view"):
+        if view_faults(work, manifest):
+            with work.store.lock(manifest.digest, waiting=lambda: None):
+                faults = view_faults(work, manifest)  # another process may have mended it meanwhile
+                if faults:
+                    _replace(work, manifest, view, faults=faults)
+        lines = [statement.encode() for statement in work.store.attestations.of(manifest.digest)]
+        atomic.write_if_different(
+            view.with_name(view.name + ATTESTATIONS_SUFFIX), b"".join(line + b"\n" for line in lines)
+        )
+    return view
+
+
+def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> list[str]:
+    """The paths in a view that are missing, foreign or not the artifact's, sorted; all of them if there is no view.
+
+    Args:    full: read files that are not links, whatever the stamps say.
+    """
+    view = view_path(work, manifest)
+    expected = _expected(manifest)
+    present = set(_files_below(view))
+    faults = [path for path in expected if path not in present]
+    faults += [path for path in present if path not in expected]
+    for path in present & expected.keys():
+        if not _shows(work, view / path, expected[path], full=full):
+            faults.append(path)
+    return sorted(faults)
+
+
+def _expected(manifest: Manifest) -> dict[str, Digest]:
+    return {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
+
+
+def _files_below(view: Path) -> list[str]:
+    found = []
+    for folder, folders, files in os.walk(view):
+        linked = [name for name in folders if (Path(folder) / name).is_symlink()]
+        found += [(Path(folder) / name).relative_to(view).as_posix() for name in (*files, *linked)]
+    return found
+
+
+def _shows(work: Workspace, path: Path, digest: Digest, *, full: bool) -> bool:
+    """Whether one entry is the blob: a link to it, or a file with its bytes."""
+    if path.is_symlink():
+        return os.readlink(path) == _link_text(work, path, digest)
+    stamps = work.store.blobs.stamps
+    if not full and stamps.holds(path, digest):
+        return True
+    before = Stat.of(path)
+    if atomic.digest_file(path)[0] != digest:
+        return False
+    if Stat.of(path) == before:
+        stamps.record([(before, digest)])
+    return True
+
+
+def _link_text(work: Workspace, path: Path, digest: Digest) -> str:
+    """Relative where store and view move together with the checkout, else absolute."""
+    blob = work.store.blobs.path(digest)
+    root = os.path.realpath(work.checkout.root)
+    inside = os.path.realpath(work.checkout.views).startswith(root + os.sep)
+    if inside and os.path.realpath(work.store.root).startswith(root + os.sep):
+        return os.path.relpath(os.path.realpath(work.store.root) + str(blob)[len(str(work.store.root)) :], _home(path))
+    return str(blob)
+
+
+def _home(path: Path) -> str:
+    return os.path.realpath(path.parent)
+
+
+def _replace(work: Workspace, manifest: Manifest, view: Path, *, faults: list[str]) -> None:
+    """Build a whole view under a temporary name beside the old one, then swap."""
+    atomic.make_directory(view.parent)
+    fresh = atomic.temporary_name(view.parent)
+    fresh = fresh.with_name(f".{fresh.name}")
+    try:
+        for path, digest in sorted(_expected(manifest).items()):
+            atomic.make_directory((fresh / path).parent)
+            _show(work, fresh / path, digest)
+        atomic.fsync_directory(fresh)
+        if view.is_symlink() or view.exists():
+            aside = view.with_name(f"{view.name}.changed-{fresh.name.lstrip('.')}")
+            _set_aside(work, view, aside, faults=faults)
+        atomic.rename(fresh, view)
+    finally:
+        atomic.remove_tree(fresh)
+
+
+def _show(work: Workspace, path: Path, digest: Digest) -> None:
+    blob = work.store.blobs.path(digest)
+    if atomic.clone(blob, path):
+        atomic.fsync_file(path)
+        return
+    try:
+        atomic.link(path, _link_text(work, path, digest))
+    except OSError:
+        atomic.copy(blob, path)
+
+
+def _set_aside(work: Workspace, view: Path, aside: Path, *, faults: list[str]) -> None:
+    """Keep what a person may have put into a view; drop what only lacks files or has broken links."""
+    is_somebodys = any((view / path).is_file() and not (view / path).is_symlink() for path in faults)
+    atomic.rename(view, aside)
+    if is_somebodys:
+        work.narrator.warn(
+            f"a view was changed and is kept as {work.checkout.relative(aside)}: {', '.join(faults[:5])}"
+        )
+    else:
+        atomic.remove_tree(aside)

@@ -1,0 +1,82 @@
+"""open: single tensors of an artifact, each verified as it is read.
+
+Place in the path: behind `vpstore.open`. Where `resolve` promises what it printed at the time it printed it, this
+checks each tensor's bytes against its own digest whenever it is read.
+Invariants: nothing is returned that does not match; no tensor library is needed, the bytes come as a memory view.
+
+Example:
+    tensor = vpstore.open("vpDense")["lm_head.weight"]; tensor.dtype, tensor.shape, tensor.data
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from vpstore.errors import DigestMismatch, NoSuchRef
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import FileRecord, Manifest
+from vpstore.schema.tensor_table import TensorRow, TensorTable
+from vpstore.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor's verified bytes, little-endian and row-major as safetensors stores them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview  # read-only
+
+
+class Artifact(Mapping[str, StoredTensor]):
+    """An artifact's tensors by name."""
+
+    def __init__(self, work: Workspace, manifest: Manifest) -> None:
+        self._work, self.manifest = work, manifest
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[FileRecord, TensorRow]]:
+        rows = {}
+        for file in self.manifest.files:
+            if file.tensors is not None:
+                label = f"{self.manifest.ref}, tensor table of {file.path}"
+                table = TensorTable.decode(self._work.store.blobs.read(file.tensors, what=label), where=label)
+                rows.update({row.name: (file, row) for row in table.tensors})
+        return rows
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        """Map and verify one tensor.
+
+        Raises:  NoSuchRef: no such tensor; BlobMissing, DigestMismatch: its bytes are not the artifact's.
+        """
+        if name not in self._rows:
+            raise NoSuchRef("no such tensor", where=str(self.manifest.ref), found=name, next_step="vpstore show REF")
+        file, row = self._rows[name]
+        data = self._span(file, row)
+        if (found := Digest.of(data)) != row.digest:
+            raise DigestMismatch(
+                "a tensor does not match its digest",
+                where=f"{self.manifest.ref}, {file.path}: {name}",
+                expected=row.digest,
+                found=found,
+                next_step=f"vpstore verify {self.manifest.ref}",
+            )
+        return StoredTensor(name, row.dtype, row.shape, data)
+
+    def _span(self, file: FileRecord, row: TensorRow) -> memoryview:
+        with self._work.store.blobs.open(file.digest) as shard:
+            size = shard.seek(0, 2)
+            if size < row.end or row.begin == row.end:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(shard.fileno(), 0, access=mmap.ACCESS_READ))[row.begin : row.end]
+
+    def __iter__(self) -> Iterator[str]:
+        """Tensor names, sorted."""
+        return iter(sorted(self._rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)

@@ -1,0 +1,132 @@
+"""resolve: from a ref to the manifest of a verified artifact.
+
+Place in the path: registry -> **resolve** -> verify. Follows the pointer, else the lock; every blob is held against its
+digest, by a valid stamp or by reading.
+Invariants: nothing is fetched, repaired or deleted; what is returned was whole when it was returned.
+
+Example:
+    found = resolve(work, parse_ref("vpDense")); found.manifest.files
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpstore.errors import BadManifest, NoSuchRef, NotLocked, VpstoreError
+from vpstore.preparation import staleness
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import Manifest
+from vpstore.schema.ref import Ref, StageRef
+from vpstore.workspace import LockStatus, Workspace
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a ref is here and now."""
+
+    ref: StageRef
+    artifact: Digest
+    manifest: Manifest
+    locked: LockStatus
+
+
+def resolve(work: Workspace, ref: Ref, *, locked: bool = False, full: bool = False) -> Resolved:
+    """Find and verify the artifact of a ref.
+
+    Args:    locked: refuse what is not exactly the lock's; full: read every blob, whatever the stamps say.
+    Raises:  NoSuchRef, NotLocked, BlobMissing, DigestMismatch, BadManifest.
+    """
+    if ref.prefix is not None:
+        artifact = _by_prefix(work, ref)
+        stage = work.store.manifest(artifact, what=str(ref)).ref
+    else:
+        stage = work.checkout.objects.find(ref)
+        artifact = _by_name(work, stage)
+    status = work.lock_status(stage, artifact)
+    if status != "same":
+        _mind_the_lock(work, stage, artifact, refuse=locked)
+    manifest = verified_manifest(work, stage, artifact, full=full)
+    if ref.prefix is None:
+        _mind_staleness(work, manifest)
+    return Resolved(stage, artifact, manifest, status)
+
+
+def verified_manifest(
+    work: Workspace, stage: StageRef, artifact: Digest, *, full: bool = False, is_input: bool = False
+) -> Manifest:
+    """The manifest of an artifact that must be `stage`, with every blob verified.
+
+    Args:    is_input: verify only the files, which are all that a recipe reads of a parent; recipe files and
+             intermediates of the parent may be damaged, as the build may be what mends them.
+    Raises:  BlobMissing, DigestMismatch, BadManifest.
+    """
+    try:
+        manifest = work.store.manifest(artifact, what=str(stage))
+        if manifest.ref != stage:
+            raise BadManifest(
+                "an artifact is of another object or stage",
+                where=f"{stage}, {artifact}",
+                expected=str(stage),
+                found=str(manifest.ref),
+            )
+        needed = {row.digest: row.path for row in manifest.files} if is_input else manifest.blobs()
+        for digest, what in needed.items():
+            work.store.blobs.ensure(digest, what=f"{stage}, {what}", full=full)
+    except VpstoreError as error:
+        error.next_step = f"vpstore verify {stage} lists all damage; vpstore build {stage} makes it again"
+        raise
+    return manifest
+
+
+def _by_name(work: Workspace, stage: StageRef) -> Digest:
+    pointer = work.checkout.pointers.read(stage)
+    if pointer is not None:
+        return pointer.artifact
+    entry = work.checkout.lock().entry(work.checkout.profile, stage)
+    if entry is not None:
+        return entry.artifact
+    raise NoSuchRef(
+        "nothing is built or locked under this name",
+        where=f"{stage}, profile {work.checkout.profile}",
+        expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(stage))} or an entry in the lock",
+        next_step=f"vpstore build {stage}, or dvc repro",
+    )
+
+
+def _by_prefix(work: Workspace, ref: Ref) -> Digest:
+    found = []
+    for artifact in work.store.attestations.artifacts(str(ref.prefix)):
+        if work.store.blobs.has(artifact) and work.store.manifest(artifact).object == ref.object:
+            found.append(artifact)
+    if len(found) != 1:
+        raise NoSuchRef(
+            "a digest prefix means more than one artifact" if found else "no artifact has this digest prefix",
+            where=str(ref),
+            found=", ".join(artifact.short for artifact in found),
+            next_step="give more digits" if found else "vpstore ls",
+        )
+    return found[0]
+
+
+def _mind_the_lock(work: Workspace, stage: StageRef, artifact: Digest, *, refuse: bool) -> None:
+    entry = work.checkout.lock().entry(work.checkout.profile, stage)
+    if refuse:
+        raise NotLocked(
+            "not what the lock says" if entry else "the lock does not name it",
+            where=f"{stage}, profile {work.checkout.profile}",
+            expected=entry.artifact if entry else f"an entry in {work.checkout.config.lock}",
+            found=artifact,
+            next_step=f"vpstore lock {stage} to accept it, or check out the config that the lock was made from",
+        )
+    if entry is not None:
+        work.narrator.warn(f"{stage} is {artifact.short}, the lock says {entry.artifact.short}")
+
+
+def _mind_staleness(work: Workspace, manifest: Manifest) -> None:
+    try:
+        reasons = staleness(work, manifest)
+    except VpstoreError as error:
+        work.narrator.warn(f"{manifest.ref}: whether it is stale cannot be told: {error.what} ({error.where})")
+        return
+    if reasons:
+        work.narrator.warn(f"{manifest.ref} is stale; since it was built these changed: {'; '.join(reasons)}")

@@ -1,0 +1,241 @@
+"""verify: read everything again and list all that is not what it should be.
+
+Place in the path: resolve -> materialize -> **verify**. Trusts no stamp, no mode and no time; stops at nothing.
+Invariants: reads only; faults are complete and sorted; a damaged shard's fault names the damaged tensors.
+
+Example:
+    faults = verify(work, [StageRef("vpMoE", "smoke")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreError
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import PROVENANCE_FILE, FileRecord, Manifest
+from vpstore.schema.ref import StageRef
+from vpstore.schema.tensor_table import TensorTable
+from vpstore.storage.tables import damaged_parts, read_layout
+from vpstore.workspace import Workspace
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing that is not what it should be."""
+
+    where: str
+    expected: str = ""
+    found: str = ""
+    blob: str = ""
+    tensor: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fault with null for what does not apply."""
+        return {
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "blob": self.blob or None,
+            "tensor": self.tensor or None,
+        }
+
+
+@dataclass
+class Verification:
+    """One run: each blob is read once, however many artifacts share it."""
+
+    work: Workspace
+    faults: set[Fault] = field(default_factory=set)
+    read_bytes: int = 0
+    _state: dict[Digest, str] = field(default_factory=dict)  # what is wrong with a blob, "" if nothing
+
+    def blob_fault(self, digest: Digest) -> str:
+        """Read one blob.
+
+        Returns: what is wrong with it, "" if nothing.
+        """
+        if digest not in self._state:
+            try:
+                self.work.store.blobs.check(digest)
+                self._state[digest] = ""
+                self.read_bytes += self.work.store.blobs.path(digest).stat().st_size
+            except BlobMissing:
+                self._state[digest] = "missing"
+            except DigestMismatch as error:
+                self._state[digest] = error.found
+            except OSError as error:
+                self._state[digest] = f"unreadable: {error.strerror}"
+        return self._state[digest]
+
+    def add(self, where: str, *, expected: str, found: str, blob: str = "", tensor: str = "") -> None:
+        """List a fault."""
+        self.faults.add(Fault(where, expected, found, blob, tensor))
+
+    def sorted(self) -> tuple[Fault, ...]:
+        """All faults, in a fixed order."""
+        return tuple(sorted(self.faults))
+
+
+def verify(work: Workspace, refs: Sequence[StageRef], *, everything: bool = False) -> tuple[Fault, ...]:
+    """Verify refs, and with `everything` also each blob, key and attestation of the store.
+
+    Args:    refs: stages of this profile that have a pointer or a lock entry.
+    Returns: all faults, sorted; empty if all is well.
+    """
+    run = Verification(work)
+    for number, ref in enumerate(refs):
+        work.narrator.progress("verify", number, len(refs))
+        _verify_ref(run, ref)
+    if everything:
+        _verify_store(run)
+    work.narrator.progress("verify", len(refs), len(refs))
+    return run.sorted()
+
+
+def verifiable(work: Workspace) -> tuple[StageRef, ...]:
+    """Every declared stage that has a pointer or a lock entry, in the order of stages."""
+    locked = work.checkout.lock().profiles.get(work.checkout.profile, {})
+    order = work.checkout.objects.order
+    return tuple(ref for ref in order if ref in locked or work.checkout.pointers.path(ref).exists())
+
+
+def _verify_ref(run: Verification, ref: StageRef) -> None:
+    work = run.work
+    try:
+        pointer = work.checkout.pointers.read(ref)
+        entry = work.checkout.lock().entry(work.checkout.profile, ref)
+    except VpstoreError as error:
+        run.add(f"{ref}: {error.where}", expected=error.expected or "a sound pointer", found=error.found or error.what)
+        return
+    if pointer is not None:
+        artifact, claimed = pointer.artifact, pointer.key
+    elif entry is not None:
+        artifact, claimed = entry.artifact, entry.key
+    else:
+        run.add(str(ref), expected="a pointer or a lock entry", found="neither")
+        return
+    manifest = verify_artifact(run, artifact, label=str(ref))
+    if manifest is None:
+        return
+    if manifest.ref != ref:
+        run.add(f"{ref}: manifest", expected=str(ref), found=str(manifest.ref), blob=artifact)
+    if manifest.build.key() != claimed:
+        run.add(f"{ref}: pointer", expected=manifest.build.key(), found=claimed)
+    if manifest.digest not in work.store.keys.artifacts(manifest.build.key()):
+        run.add(f"{ref}: key file", expected=f"{manifest.build.key()} -> {artifact}", found="missing or damaged")
+    _verify_attestations(run, artifact, label=str(ref))
+
+
+def verify_artifact(run: Verification, artifact: Digest, *, label: str) -> Manifest | None:
+    """Verify one artifact: its manifest, and every blob and table that it names.
+
+    Returns: the manifest, or None if it cannot be read.
+    """
+    if fault := run.blob_fault(artifact):
+        run.add(f"{label}: manifest", expected=artifact, found=fault, blob=artifact)
+        return None
+    try:
+        manifest = run.work.store.manifest(artifact, what=label)
+    except VpstoreError as error:
+        run.add(f"{label}: manifest", expected=error.expected, found=error.found or error.what, blob=artifact)
+        return None
+    for row in manifest.files:
+        _verify_file(run, row, label=label)
+    for part in manifest.intermediates:
+        _verify_blob(run, part.digest, where=f"{label}: intermediate {part.name}")
+    for source in manifest.build.recipe_files:
+        _verify_blob(run, source.digest, where=f"{label}: recipe file {source.path}")
+    _verify_provenance(run, manifest, label=label)
+    return manifest
+
+
+def _verify_blob(run: Verification, digest: Digest, *, where: str) -> bool:
+    if fault := run.blob_fault(digest):
+        run.add(where, expected=digest, found=fault, blob=digest)
+        return False
+    return True
+
+
+def _verify_file(run: Verification, row: FileRecord, *, label: str) -> None:
+    where = f"{label}: {row.path}"
+    table = None
+    if row.tensors is not None and _verify_blob(run, row.tensors, where=f"{where}, tensor table"):
+        table = _read_table(run, row.tensors, where=f"{where}, tensor table")
+    fault = run.blob_fault(row.digest)
+    if fault:
+        for tensor in _damaged_tensors(run, row, table):
+            run.add(where, expected=row.digest, found=fault, blob=row.digest, tensor=tensor)
+        return
+    path = run.work.store.blobs.path(row.digest)
+    if (size := path.stat().st_size) != row.size_bytes:
+        run.add(where, expected=f"{row.size_bytes} bytes", found=f"{size} bytes", blob=row.digest)
+    if table is not None and not _describes(table, path, where=where):
+        run.add(f"{where}, tensor table", expected="the table of its shard", found="another", blob=row.tensors or "")
+
+
+def _read_table(run: Verification, digest: Digest, *, where: str) -> TensorTable | None:
+    try:
+        return TensorTable.decode(run.work.store.blobs.read(digest), where=where)
+    except VpstoreError as error:
+        run.add(where, expected=error.expected, found=error.found or error.what, blob=digest)
+        return None
+
+
+def _describes(table: TensorTable, shard: Path, *, where: str) -> bool:
+    """Whether a table has the spans of a shard's header; the shard's bytes were already found whole."""
+    try:
+        layout = read_layout(shard, where=where)
+    except BadManifest:
+        return False
+    return layout.header_end == table.header[0] and layout.tensors == tuple(row.span for row in table.tensors)
+
+
+def _damaged_tensors(run: Verification, row: FileRecord, table: TensorTable | None) -> Iterable[str]:
+    path = run.work.store.blobs.path(row.digest)
+    if table is None or not path.is_file():
+        return [""]
+    return list(damaged_parts(path, table)) or [""]  # only bytes after the last tensor differ
+
+
+def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> None:
+    row = manifest.by_path.get(PROVENANCE_FILE)
+    if row is None or run.blob_fault(row.digest):
+        return
+    if run.work.store.blobs.read(row.digest) != manifest.build.readable():
+        run.add(f"{label}: {PROVENANCE_FILE}", expected="the manifest's build record", found="another", blob=row.digest)
+
+
+def _verify_attestations(run: Verification, artifact: Digest, *, label: str) -> None:
+    count = 0
+    for path in run.work.store.attestations.paths(artifact):
+        try:
+            run.work.store.attestations.read(path)
+            count += 1
+        except VpstoreError as error:
+            run.add(f"{label}: attestation {path.name}", expected=error.expected, found=error.found or error.what)
+    if count == 0:
+        run.add(f"{label}: attestations", expected="at least one sound one", found="none")
+
+
+def _verify_store(run: Verification) -> None:
+    """Everything that lies in the store, also what no ref of this checkout leads to."""
+    store = run.work.store
+    for digest in store.blobs.all():
+        _verify_blob(run, digest, where="store: blob")
+    for path in store.blobs.strays():
+        run.add(f"store: {path.relative_to(store.root)}", expected="a blob's name", found="a stray file")
+    for path in store.keys.all():
+        try:
+            store.keys.read(path)
+        except VpstoreError as error:
+            run.add(
+                f"store: key {path.name}",
+                expected=error.expected or "a sound key file",
+                found=error.found or error.what,
+            )
+    for artifact in store.attestations.artifacts():
+        _verify_attestations(run, artifact, label=f"store: {artifact.short}")

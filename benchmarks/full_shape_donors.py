@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from recipes.checkpoint import donor_config_json
 
+from recipes.checkpoint import donor_config_json
 from recipes.model.config import PADDED_VOCAB, DonorConfig
 from recipes.model.donor import Donor
 from recipes.tensors import write_safetensors

@@ -90,8 +90,8 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
         from recipes.tensors import TensorReader
 
         report = _joined(report, recipe.check(job.context(progress), TensorReader(job.scratch / "shards")))
-    files = {**made, **_write_files(job.scratch / "files", report_files(report))}
     refuse_missed(job.entry, report)
+    files = {**made, **_write_files(job.scratch / "files", report_files(report))}
     return Made(files, job.intermediates, report)
 
 

@@ -17,13 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vpstore.checkout import Checkout
-from vpstore.code import closure
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Staged, StagedFile
-
 from recipes import config, execute
 from recipes.recipe import InputArtifact, Progress
+from vpstore.checkout import Checkout
+from vpstore.code import closure
 from vpstore.errors import UsageError
+from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef

@@ -28,6 +28,7 @@ def environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "OMP_DYNAMIC": "FALSE",
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # decides no bits; spinning threads starve each other on a busy machine
         "OPENBLAS_NUM_THREADS": str(threads),
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",

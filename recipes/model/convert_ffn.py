@@ -146,6 +146,7 @@ def _stepped(start: dict[str, Tensor], examples: Examples, setting: FfnSetting) 
     inputs_TH, targets_TH, weight_T = examples
     energy = float(targets_TH.square().mean()) or 1.0
     for step in range(setting.steps):
+        rate = setting.learning_rate * (1 - step / setting.steps)
         batch_T = torch.randint(len(inputs_TH), (setting.step_tokens,), generator=generator)
         got = F.linear(features(moving[0], moving[1], inputs_TH[batch_T]), moving[2], moving[3])
         error_T = (got - targets_TH[batch_T]).square().mean(1)
@@ -153,9 +154,7 @@ def _stepped(start: dict[str, Tensor], examples: Examples, setting: FfnSetting) 
         gradients = torch.autograd.grad(loss, moving)
         with torch.no_grad():
             for value, gradient, (first, second) in zip(moving, gradients, moments, strict=True):
-                _adam(
-                    value, gradient, first, second, rate=setting.learning_rate * (1 - step / setting.steps), step=step
-                )
+                _adam(value, gradient, first, second, rate=rate, step=step)
     return moving[0].detach(), moving[1].detach()
 
 

@@ -68,11 +68,14 @@ class Layerwise:
         """Embedded tokens and fresh states, one for each batch."""
         with torch.device("meta"):
             student = Student(self.config)
-        filled(student.model.embed_tokens, {"weight": self.reader.read(EMBEDDING)}, dtype=self.dtype, where=EMBEDDING)
+        # Rows are cast after they are looked up: the whole table in float32 would be by far the largest thing here.
+        table_VH = self.reader.read(EMBEDDING)
+        filled(student.model.embed_tokens, {"weight": table_VH}, dtype=table_VH.dtype, where=EMBEDDING)
         if student.model.grape is not None:
             filled(student.model.grape, {"log_freq": self.reader.read(LOG_FREQ)}, dtype=self.dtype, where=LOG_FREQ)
         with torch.no_grad():
-            return [Row(*student.start(ids, documents, collect=collect)) for ids, documents in rows]
+            started = [student.start(ids, documents, collect=collect) for ids, documents in rows]
+        return [Row(x_BTH.to(self.dtype), state) for x_BTH, state in started]
 
     def layer(self, number: int) -> Layer:
         """The block of 1-based `number`, freshly read."""

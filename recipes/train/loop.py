@@ -1,0 +1,251 @@
+"""The training loop: steps, logs, saved states; stops at the first figure that is not finite.
+
+Place in the path: parent's weights + batches -> **loop** -> weights -> gates. Weights are float32; the batch of a step
+follows from the seed and the step's number alone, so a resumed run continues as if it had never stopped.
+
+Legend: B rows of the global batch, T tokens a row, N counted tokens.
+
+Invariants: 2n steps give the same bits as n steps, a kill, a resume and n steps; the objective is a mean over the
+global batch however it is cut into micro-batches; a step whose loss or gradient is not finite changes nothing.
+
+Example:
+    trainer = Trainer(model, params.train, dataset, Scratch(context.scratch, Identity.of(context)))
+    trainer.run(context.progress)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.data.batches import AlignedDataset, Batch, packed_batches
+from recipes.model.health import added_counts, balance_loss, router_health, worst_health
+from recipes.model.moe import Routing
+from recipes.model.transformer import Student
+from recipes.params.training import TrainingParams
+from recipes.recipe import Progress
+from recipes.train.losses import SPANS, token_weights, weighted_token_losses
+from recipes.train.optimizer import Optimizer, clip_gradients
+from recipes.train.schedule import factor
+from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps from `first_step` on, in which only some weights are trained."""
+
+    name: str
+    first_step: int
+    is_trained: Callable[[str], bool]  # by the weight's name
+    warmup_steps: int = 0  # the rate rises from 0 when the phase begins, on top of the schedule
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where states are kept, and for which run."""
+
+    folder: Path
+    identity: Identity
+
+
+ALL_WEIGHTS = Phase("all", 0, lambda name: True)
+
+
+class Trainer:
+    """One run over a student; `record` is what was logged and measured, and survives in the saved states."""
+
+    def __init__(
+        self,
+        model: Student,
+        params: TrainingParams,
+        dataset: AlignedDataset,
+        scratch: Scratch,
+        *,
+        phases: Sequence[Phase] = (ALL_WEIGHTS,),
+    ) -> None:
+        self.model, self.params, self.dataset, self.scratch = model, params, dataset, scratch
+        self.phases = sorted(phases, key=lambda phase: phase.first_step)
+        self.optimizer = Optimizer(dict(model.named_parameters()), params.optimizer)
+        self.step = 0
+        self.record: dict[str, Any] = {"rows": [], "stopped": None}
+        torch.manual_seed(params.seed)
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row a step."""
+        return list(self.record["rows"])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no step had to be refused."""
+        return self.record["stopped"] is None
+
+    def resume(self) -> bool:
+        """Take up the newest saved state of this run.
+
+        Returns: whether there was one.
+        Raises:  RecipeRefused: the state belongs to another run or is damaged.
+        """
+        state = load_state(self.scratch.folder, self.scratch.identity)
+        if state is None:
+            return False
+        self.model.load_state_dict(state.weights, strict=True)
+        self.optimizer.load(state.optimizer, state.optimizer_steps)
+        restore_random(state.random)
+        self.step, self.record = state.step, state.record
+        return True
+
+    def save(self) -> None:
+        """Keep the state of this moment."""
+        tensors, steps = self.optimizer.saved()
+        state = TrainingState(self.step, self.model.state_dict(), tensors, steps, random_states(), self.record)
+        save_state(self.scratch.folder, state, self.scratch.identity)
+
+    def run(self, progress: Progress) -> None:
+        """Train to the last step, or to the first one that is not finite; both end with the state in memory only."""
+        self.model.train()
+        self.model.recompute = self.params.recompute
+        for batch in self._batches():
+            progress("training", self.step, self.params.steps)
+            row = self._train_step(batch)
+            if row is None:
+                return
+            self.record["rows"].append(row)
+            self.step += 1
+            if self.step % self.params.save_every_steps == 0 and self.step < self.params.steps:
+                self.save()
+        progress("training", self.step, self.params.steps)
+
+    def _batches(self) -> Iterator[Batch]:
+        p = self.params
+        endless = packed_batches(
+            self.dataset,
+            sequence_length=p.sequence_length,
+            sequences=p.sequences,
+            seed=p.seed,
+            start_step=self.step,
+        )
+        for _, batch in zip(range(self.step, p.steps), endless, strict=False):
+            yield batch
+
+    def _train_step(self, batch: Batch) -> Row | None:
+        """One update and its row; None if it was refused, and then nothing has changed."""
+        phase = self._enter_phase()
+        self.model.zero_grad(set_to_none=True)
+        figures = self._accumulate(batch)
+        norm = clip_gradients(self.optimizer.weights, self.params.optimizer.clip_norm)
+        if not (math.isfinite(figures.loss) and math.isfinite(norm)):
+            self.record["stopped"] = {"step": self.step + 1, "loss": str(figures.loss), "gradient_norm": str(norm)}
+            return None
+        share = self._share_of_peak(phase)
+        self.optimizer.step(share)
+        router: Mapping[str, float] = {}
+        if figures.expert_counts:
+            self.model.update_expert_bias(figures.expert_counts)
+            router = worst_health(router_health(self.model, figures.expert_counts))
+        return self._row(figures, phase, share, norm) | {f"router_{name}": value for name, value in router.items()}
+
+    def _enter_phase(self) -> Phase:
+        phase = [one for one in self.phases if one.first_step <= self.step][-1]
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(phase.is_trained(name))
+        return phase
+
+    def _share_of_peak(self, phase: Phase) -> float:
+        s = self.params.schedule
+        share = factor(self.step, total=self.params.steps, warmup=s.warmup_steps, shape=s.shape, final=s.final)
+        if phase.warmup_steps:
+            share *= min(1.0, (self.step - phase.first_step + 1) / phase.warmup_steps)
+        return share
+
+    def _accumulate(self, batch: Batch) -> StepFigures:
+        """Gradients of the global batch, one micro-batch after the other."""
+        device = self.model.head_weight.device
+        counted_BT = batch.loss_mask_BT > 0
+        counts = tuple(int((counted_BT & (batch.span_BT == span)).sum()) for span in range(len(SPANS)))
+        figures = StepFigures(counts)
+        rows = batch.ids_BT.shape[0]
+        routed: list[Mapping[int, Routing]] = []
+        for start in range(0, rows, self.params.micro_sequences):
+            part = slice(start, start + self.params.micro_sequences)
+            kept_N = counted_BT[part].flatten().to(device)
+            hidden_BTH, state = self.model.hidden_and_state(
+                batch.ids_BT[part].to(device), batch.documents_BT[part].to(device), collect=True
+            )
+            span_N = batch.span_BT[part].flatten().to(device)[kept_N]
+            loss, nll_N = weighted_token_losses(
+                hidden_BTH.flatten(0, 1)[kept_N],
+                self.model.head_weight,
+                batch.labels_BT[part].flatten().to(device)[kept_N],
+                self._weights(span_N, counts),
+                chunk=self.params.loss.chunk,
+            )
+            balance = balance_loss(state.routing) * (_rows_in(part, rows) / rows)
+            (loss + balance).backward()  # type: ignore[no-untyped-call]
+            figures.add(loss, balance, nll_N, span_N)
+            routed.append(state.routing)
+        figures.expert_counts = added_counts(routed)
+        return figures
+
+    def _weights(self, span_N: Tensor, counts: tuple[int, ...]) -> Tensor:
+        loss = self.params.loss
+        return token_weights(span_N, counts, loss=loss.kind, span_weights=loss.span_weights)
+
+    def _row(self, figures: StepFigures, phase: Phase, share: float, norm: float) -> Row:
+        recent = [row["loss"] for row in self.record["rows"][-self.params.spikes.window :]]
+        is_judged = len(recent) == self.params.spikes.window
+        consumed = (self.step + 1) * self.params.sequences
+        return {
+            "step": self.step + 1,
+            "phase": phase.name,
+            "loss": figures.loss,
+            "balance_loss": figures.balance,
+            "is_spike": is_judged and figures.loss > self.params.spikes.factor * median(recent),
+            "gradient_norm": norm,
+            "consumed_samples": consumed,
+            "consumed_tokens": consumed * self.params.sequence_length,
+            "epoch": consumed * self.params.sequence_length // self.dataset.tokens,
+            **figures.cross_entropies(),
+            **{f"rate_{kind}": rate for kind, rate in self.optimizer.rates(share).items()},
+        }
+
+
+def _rows_in(part: slice, rows: int) -> int:
+    """How many rows of `rows` a slice really holds."""
+    start, stop, _ = part.indices(rows)
+    return stop - start
+
+
+@dataclass
+class StepFigures:
+    """Sums over the micro-batches of one step."""
+
+    counts: tuple[int, ...]  # counted tokens by span
+    loss: float = 0.0
+    balance: float = 0.0
+    nll: tuple[float, ...] = (0.0,) * len(SPANS)
+    expert_counts: Mapping[int, Tensor] | None = None
+
+    def add(self, loss: Tensor, balance: Tensor, nll_N: Tensor, span_N: Tensor) -> None:
+        """Add one micro-batch."""
+        self.loss += float(loss.detach()) + float(balance.detach())
+        self.balance += float(balance.detach())
+        sums = [float(nll_N[span_N == span].double().sum()) for span in range(len(SPANS))]
+        self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
+
+    def cross_entropies(self) -> Row:
+        """Nats a token over all counted tokens and in each span (None: no token), and how many there were."""
+        found: Row = {"cross_entropy": sum(self.nll) / max(sum(self.counts), 1), "counted_tokens": sum(self.counts)}
+        for name, nll, count in zip(SPANS, self.nll, self.counts, strict=True):
+            found[f"cross_entropy_{name}"] = nll / count if count else None
+            found[f"tokens_{name}"] = count
+        return found

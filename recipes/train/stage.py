@@ -1,0 +1,98 @@
+"""A training stage from its parent to its report: what `heal` and `wake_up` have in common.
+
+Place in the path: parent, data, tokenizer -> **stage** -> checkpoint and report.
+
+Invariants: weights are trained in float32 and measured as they will be written; the state is saved before the gates are
+judged, so a missed gate or a kill during the measuring costs no step.
+
+Example:
+    return train_stage(context, context.params.train, context.params.gates, phases=(ALL_WEIGHTS,))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.checkpoint import (
+    expected_tensors,
+    load_student,
+    parse_student_config,
+    student_config_json,
+    tokenizer_files,
+)
+from recipes.data.batches import AlignedDataset
+from recipes.data.harmony import HarmonyTokenizer
+from recipes.model.transformer import Student
+from recipes.params.training import GateParams, TrainingParams
+from recipes.recipe import Context, Gate, Report, RunResult, json_file
+from recipes.tensors import TORCH_DTYPES
+from recipes.train.gates import Figures, Probe, judge, measure, require, training_gates
+from recipes.train.loop import Phase, Scratch, Trainer
+from recipes.train.state import Identity
+
+STATES = "training"  # folder of the saved states in the scratch folder
+
+
+def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, phases: Sequence[Phase]) -> RunResult:
+    """Load, measure, train, measure, judge.
+
+    Raises:  GateMissed: with all figures; RecipeRefused: an input or a saved state that does not fit.
+    """
+    parent, data = context.inputs["parent"], context.inputs["data"].path
+    config = parse_student_config(parent.json("config.json"))
+    files = [json_file("config.json", student_config_json(config)), *tokenizer_files(context.inputs["tokenizer"])]
+    model = load_student(parent.tensors(), config, device="cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
+    probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk)
+    scratch = Scratch(context.scratch / STATES, Identity.of(context))
+    trainer = Trainer(model, train, AlignedDataset(data, "train"), scratch, phases=phases)
+    if not trainer.resume():
+        trainer.record["before"] = measure(model, probe)
+    trainer.run(context.progress)
+    trainer.save()
+    tensors = written_tensors(model)
+    after = measure(model, probe)
+    report = _report(trainer, after, gates)
+    require(report.gates, where=f"the result of training {parent.ref}")
+    return RunResult(tensors, files, report)
+
+
+@torch.no_grad()
+def written_tensors(model: Student) -> dict[str, Tensor]:
+    """All tensors in their dtypes on disk; the model is rounded to them in place, so that this is what is measured."""
+    specs = expected_tensors(model.config)
+    found = {}
+    for name, tensor in model.state_dict().items():
+        found[name] = tensor.to(TORCH_DTYPES[specs[name][0]], copy=True).cpu().contiguous()
+        tensor.copy_(found[name])
+    return found
+
+
+def _report(trainer: Trainer, after: Figures, gates: GateParams) -> Report:
+    record: dict[str, Any] = trainer.record
+    rows, before = trainer.rows, record["before"]
+    judged: list[Gate] = [
+        *training_gates(rows, stopped=record["stopped"], max_spikes=gates.max_spikes),
+        *judge(before, after, gates),
+    ]
+    last = rows[-1] if rows else {}
+    metrics: dict[str, Any] = {
+        "before": _numbers(before),
+        "after": _numbers(after),
+        "training": {
+            "steps": len(rows),
+            **{key: last[key] for key in ("consumed_samples", "consumed_tokens", "cross_entropy") if key in last},
+            **({"stopped": record["stopped"]} if record["stopped"] else {}),
+        },
+    }
+    plots = {"training": rows, **({"router": after["router"]} if after["router"] else {})}
+    return Report(metrics, judged, plots)
+
+
+def _numbers(figures: Figures) -> Figures:
+    """Without the rows that are a plot."""
+    return {name: value for name, value in figures.items() if name != "router"}

@@ -1,0 +1,216 @@
+"""Exact resume: 2n steps equal n steps, SIGKILL, resume, n steps; and states of another run are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_pico import ROOT, Workshop, heal_params, params_table, pico_moe, write_data
+
+from recipes import heal
+from recipes.tensors import read_safetensors
+from recipes.train.state import (
+    DOCUMENT,
+    TENSORS,
+    Identity,
+    TrainingState,
+    load_state,
+    random_states,
+    save_state,
+)
+from vpstore.errors import RecipeRefused
+
+STEPS = 8
+# A process that heals and writes what came out; it says each finished step on stdout.
+CHILD = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from recipes.runtime import fix_numerics
+fix_numerics(1)
+from dataclasses import replace
+from training_pico import Workshop, heal_params
+from recipes import heal
+from recipes.tensors import write_safetensors
+shop = Workshop(Path(sys.argv[1]))
+def say(label, done, total):
+    print(label, done, flush=True)
+context = replace(shop.context(heal_params(steps={steps}), scratch=sys.argv[2]), progress=say)
+result = heal.run(context)
+write_safetensors(context.scratch / "result.safetensors", dict(result.tensors))
+report = result.report
+(context.scratch / "report.json").write_text(json.dumps([report.metrics, report.plots], sort_keys=True))
+"""
+
+
+def start(shop: Workshop, scratch: str) -> subprocess.Popen[str]:
+    code = CHILD.format(tests=str(Path(__file__).parent), root=str(ROOT), steps=STEPS)
+    return subprocess.Popen([sys.executable, "-c", code, str(shop.root), scratch], stdout=subprocess.PIPE, text=True)
+
+
+def kill_at_step(process: subprocess.Popen[str], step: int, delay: float) -> None:
+    """SIGKILL a moment after the step was begun, or the first after it that is not done yet."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        label, _, done = line.rpartition(" ")
+        if label == "training" and int(done) >= step:
+            time.sleep(delay)
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop.make(tmp_path_factory.mktemp("shop"), pico_moe())
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> Path:
+    """The scratch folder of an uninterrupted run."""
+    process = start(shop, "whole")
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    return shop.root / "whole"
+
+
+def require_same_after_kills(shop: Workshop, whole: Path, kills: list[tuple[int, float]]) -> None:
+    scratch = "-".join(["killed", *(str(step) for step, _ in kills)])
+    for step, delay in kills:
+        kill_at_step(start(shop, scratch), step, delay)
+    process = start(shop, scratch)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    if kills[-1][0] > 4:  # a state of step 3 or 6 was there to go on from
+        assert "training 0\n" not in out
+    resumed = shop.root / scratch
+    assert (whole / "report.json").read_text() == (resumed / "report.json").read_text()
+    assert (whole / "result.safetensors").read_bytes() == (resumed / "result.safetensors").read_bytes()
+    states = [next((folder / "training").glob("state-*")) for folder in (whole, resumed)]
+    assert states[0].name == states[1].name == f"state-{STEPS:08d}"
+    one, other = (read_safetensors(state / TENSORS) for state in states)
+    assert one.keys() == other.keys()
+    assert any(name.startswith("optimizer|") and name.endswith("second_moment") for name in one)
+    assert any(name.endswith("expert_bias") for name in one)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_killed_at_a_random_step_and_resumed_it_gives_the_same_bits(shop: Workshop, whole: Path) -> None:
+    step = random.randrange(4, STEPS)
+    require_same_after_kills(shop, whole, [(step, random.uniform(0, 0.2))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(4))
+def test_killed_twice_it_gives_the_same_bits(shop: Workshop, whole: Path, number: int) -> None:
+    """Early kills too, before the first state, and a second one in the resumed run."""
+    chance = random.Random(number)
+    kills = sorted(chance.sample(range(1, STEPS), 2))
+    require_same_after_kills(shop, whole, [(step, chance.uniform(0, 0.3)) for step in kills])
+
+
+@pytest.fixture
+def interrupted(shop: Workshop) -> str:
+    """A scratch folder with a state of step 3."""
+    name = f"interrupted{random.randrange(1 << 30)}"
+
+    class Stop(Exception):
+        pass
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        heal.run(replace(shop.context(heal_params(steps=STEPS), scratch=name), progress=stop))
+    assert [path.name for path in (shop.root / name / "training").iterdir()] == ["state-00000003"]
+    return name
+
+
+def test_another_parent_data_tokenizer_or_config_is_refused_by_name(shop: Workshop, interrupted: str) -> None:
+    params = heal_params(steps=STEPS)
+    for role in ("parent", "data", "tokenizer"):
+        with pytest.raises(RecipeRefused, match="another run") as refusal:
+            heal.run(shop.context(params, scratch=interrupted, **{role: "blake3:other"}))
+        assert refusal.value.where.endswith(f": {role}")
+        assert "blake3:other" in refusal.value.expected
+    table = params_table(steps=STEPS)
+    table["train"]["optimizer"]["head_rate"] = 0.5
+    changed = type(params).model_validate_json(json.dumps(table))
+    with pytest.raises(RecipeRefused, match="another run") as refusal:
+        heal.run(shop.context(changed, scratch=interrupted))
+    assert refusal.value.where.endswith(": params.train.optimizer.head_rate")
+
+
+def test_a_damaged_state_is_refused(shop: Workshop, interrupted: str) -> None:
+    state = shop.root / interrupted / "training" / "state-00000003"
+    data = bytearray((state / TENSORS).read_bytes())
+    data[-5] ^= 1
+    (state / TENSORS).write_bytes(data)
+    with pytest.raises(RecipeRefused, match="damaged"):
+        heal.run(shop.context(heal_params(steps=STEPS), scratch=interrupted))
+    (state / DOCUMENT).write_text("{")
+    with pytest.raises(RecipeRefused, match="damaged"):
+        heal.run(shop.context(heal_params(steps=STEPS), scratch=interrupted))
+
+
+def small_state(step: int) -> TrainingState:
+    weights = {"a": torch.full((3,), float(step)), "scalar": torch.tensor(1.5)}
+    return TrainingState(step, weights, {"a/mean": torch.ones(3)}, {"a": step}, random_states(), {"rows": [0.1 + 0.2]})
+
+
+def test_a_state_round_trips_and_only_the_newest_stays(tmp_path: Path) -> None:
+    identity = Identity({"parent": "blake3:1"}, {"lr": 0.1, "many": (1, 2), "deep": {"x": None}})
+    assert load_state(tmp_path, identity) is None
+    save_state(tmp_path, small_state(3), identity)
+    save_state(tmp_path, small_state(5), identity)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000005"]
+    found = load_state(tmp_path, identity)
+    assert found is not None
+    want = small_state(5)
+    assert (found.step, found.optimizer_steps, found.record) == (5, want.optimizer_steps, want.record)
+    for part in ("weights", "optimizer", "random"):
+        own, other = getattr(found, part), getattr(want, part)
+        assert own.keys() == other.keys()
+        assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_an_unfinished_state_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control for the write order: what was cut off before the rename is never taken up."""
+    identity = Identity({}, {})
+    save_state(tmp_path, small_state(3), identity)
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError("no rename today")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no rename"):
+        save_state(tmp_path, small_state(4), identity)
+    monkeypatch.undo()
+    found = load_state(tmp_path, identity)
+    assert found is not None
+    assert found.step == 3
+    save_state(tmp_path, small_state(4), identity)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000004"]
+
+
+def test_other_data_gives_other_bits(shop: Workshop, tmp_path: Path) -> None:
+    """Negative control: equality above is not because training does nothing with its data."""
+    other = Workshop(tmp_path)
+    for folder in ("parent", "tokenizer"):
+        (tmp_path / folder).symlink_to(shop.root / folder)
+    write_data(tmp_path / "data", seed=1)
+    params = heal_params(steps=4)
+    results = [heal.run(one.context(params, scratch="control")).tensors for one in (shop, other)]
+    assert not torch.equal(results[0]["lm_head.weight"], results[1]["lm_head.weight"])

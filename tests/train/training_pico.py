@@ -1,0 +1,173 @@
+"""Pico students, conversations and params for the training tests beside this file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recipes.checkpoint import expected_tensors, student_config_json
+from recipes.data.megatron_dataset import IndexedDatasetWriter
+from recipes.model.config import MoeConfig, StudentConfig
+from recipes.model.transformer import Student
+from recipes.names import INDEX_FILE, shard_of
+from recipes.params.heal import Params as HealParams
+from recipes.recipe import Context, InputArtifact
+from recipes.tensors import TORCH_DTYPES
+from recipes.train.conversation_validity import CHANNEL, END, MESSAGE, RETURN, START
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSISTANT, ANALYSIS, FINAL, USER, EOD = 173781, 35644, 17196, 1428, 199999
+VOCABULARY = (16, 64)  # ids that texts are made of
+
+
+def pico_config(**changes: Any) -> StudentConfig:
+    fields: dict[str, Any] = {"hidden_size": 16, "num_layers": 4, "ffn_hidden_size": 16, "attention": "tpa"}
+    return StudentConfig(**{**fields, **changes})
+
+
+def pico_moe() -> StudentConfig:
+    return pico_config(
+        moe=MoeConfig(num_experts=8, expert_hidden_size=8, shared_hidden_size=16, num_groups=4, top_groups=2, top_k=2)
+    )
+
+
+def pico_weights(config: StudentConfig, *, seed: int = 0) -> dict[str, Tensor]:
+    model = Student(config)
+    model.draw(torch.Generator().manual_seed(seed))
+    specs = expected_tensors(config)
+    return {name: tensor.to(TORCH_DTYPES[specs[name][0]]) for name, tensor in model.state_dict().items()}
+
+
+def write_checkpoint(folder: Path, config: StudentConfig, weights: dict[str, Tensor]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shards: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        shards.setdefault(shard_of(name), {})[name] = tensor
+    for shard, tensors in shards.items():
+        save_file(tensors, folder / shard)  # the stock writer also writes what the project's refuses, such as NaN
+    weight_map = {name: shard_of(name) for name in weights}
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(student_config_json(config)))
+
+
+def prose(generator: np.random.Generator) -> tuple[list[int], list[int]]:
+    """A text that counts up within a few ids, so that there is something to learn; and its spans."""
+    low, high = VOCABULARY
+    steps = np.cumsum(generator.integers(1, 3, int(generator.integers(20, 60))))
+    ids = [*(low + steps % (high - low)).tolist(), EOD]
+    return ids, [0] * len(ids)
+
+
+def conversation(generator: np.random.Generator) -> tuple[list[int], list[int]]:
+    """A user's word, a thought and an answer; spans per token: 1 thought, 2 answer."""
+    word = int(generator.integers(*VOCABULARY))
+    user = [START, USER, MESSAGE, word, END]
+    thought = [START, ASSISTANT, CHANNEL, ANALYSIS, MESSAGE, word, END]
+    answer = [START, ASSISTANT, CHANNEL, FINAL, MESSAGE, word, word, RETURN]
+    return [*user, *thought, *answer, EOD], [0] * len(user) + [1] * len(thought) + [2] * len(answer) + [0]
+
+
+def write_data(folder: Path, *, seed: int = 0, make: Callable[[int, Any], Any] | None = None) -> None:
+    """Both splits: every second document is a conversation. `make(number, generator)` may give other documents."""
+    for split, count in (("train", 40), ("valid", 12)):
+        generator = np.random.default_rng([seed, count])
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        made = [
+            make(number, generator) if make else conversation(generator) if number % 2 else prose(generator)
+            for number in range(count)
+        ]
+        masks = [[int(any(spans) <= (span > 0)) for span in spans[1:]] + [0] for _, spans in made]
+        arrays = {
+            "tokens": (np.int32, [ids for ids, _ in made]),
+            "lossmask": (np.uint8, masks),
+            "span": (np.uint8, [[*spans[1:], 0] for _, spans in made]),
+        }
+        for part, (dtype, documents) in arrays.items():
+            with IndexedDatasetWriter(folder / split / f"text_{part}", dtype) as writer:
+                for document in documents:
+                    writer.add_document(document)
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens.json"):
+        (folder / name).write_text("{}")
+
+
+def params_table(**train: Any) -> dict[str, Any]:
+    """Heal's params as a TOML would give them."""
+    rates = {f"{kind}_rate": 0.02 for kind in ("matrix", "embedding", "head", "vector", "frequency", "residual")}
+    return {
+        "train": {
+            "steps": 8,
+            "sequence_length": 64,
+            "sequences": 2,
+            "micro_sequences": 1,
+            "seed": 7,
+            "save_every_steps": 3,
+            "schedule": {"warmup_steps": 2, "shape": "cosine", "final": 0.1},
+            "optimizer": {**rates, "matrix_decay": 0.01, "table_decay": 0.01, "clip_norm": 1.0},
+            "loss": {"kind": "plain", "chunk": 256},
+            "spikes": {"window": 3, "factor": 3.0},
+            **train,
+        },
+        "gates": {
+            "max_spikes": 0,
+            "numeric": {
+                "three_digit_stride": 500,
+                "accuracy_margin": 0.1,
+                "nll_margin": 0.5,
+                "measurable_accuracy": 0.1,
+                "measurable_gain": 0.05,
+            },
+            "harmony": {"mode": "control_token_accuracy", "threshold": 0.0, "rows": 3},
+            "held_out": {"tokens": 200, "sequence_length": 64, "improvement": 0.1},
+            "router": {"max_dead": 0.9, "max_load": 0.95},
+        },
+    }
+
+
+def heal_params(**train: Any) -> HealParams:
+    return HealParams.model_validate_json(json.dumps(params_table(**train)))
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Three inputs in a folder."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, root: Path, config: StudentConfig, *, seed: int = 0) -> Workshop:
+        write_checkpoint(root / "parent", config, pico_weights(config, seed=seed))
+        write_data(root / "data")
+        write_tokenizer(root / "tokenizer")
+        return cls(root)
+
+    def context(self, params: Any, *, scratch: str = "scratch", **digests: str) -> Context:
+        inputs = {
+            role: InputArtifact(role, f"{role}@test", digests.get(role, "blake3:0"), self.root / role)
+            for role in ("parent", "data", "tokenizer")
+        }
+        (self.root / scratch).mkdir(exist_ok=True)
+        return Context(params, inputs, {}, self.root / scratch)
+
+
+def checkpoint_context(workshop: Workshop, params: Any) -> Context:
+    """The same inputs under the roles of evaluate and stage1_handoff."""
+    inputs = {
+        role: InputArtifact(role, f"{role}@test", f"blake3:{role}", workshop.root / folder)
+        for role, folder in (("checkpoint", "parent"), ("data", "data"), ("tokenizer", "tokenizer"))
+    }
+    return Context(params, inputs, {}, workshop.root)

@@ -1,0 +1,1 @@
+"""Commands that made what ships in `assets/`; nothing of a build imports them."""

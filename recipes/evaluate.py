@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import (
     STUDENT_MODEL_TYPE,
     load_donor,
@@ -77,7 +78,7 @@ def run(context: Context) -> RunResult:
 
 def _load(checkpoint: InputArtifact, tokenizer: InputArtifact) -> tuple[Donor | Student, Ids]:
     document = checkpoint.json("config.json")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = runtime.device()
     if document.get("model_type") == STUDENT_MODEL_TYPE:
         student = load_student(checkpoint.tensors(), parse_student_config(document), device=device)
         return student, _ids(checkpoint, tokenizer, student.config.vocab_size)

@@ -9,7 +9,7 @@ What is in the scratch folder, all of it safe to find again after a kill:
     files/                                 written anew each time
 
 Example:
-    >>> staged = carry_out(Job("recipes.expand_depth", params, inputs, sources, scratch), progress)
+    >>> staged = carry_out(Job("recipes.expand_depth", params, threads, inputs, sources, scratch), progress)
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import importlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes import config, runtime
 from recipes.recipe import Context, InputArtifact, Plan, PlannedFile, PlannedTensor, Progress, Report, json_file
-from vpstore.errors import GateMissed, RecipeRefused, VpstoreError
+from vpstore.errors import GateMissed, RecipeRefused, UsageError, VpstoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,13 +93,17 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
 
         report = _joined(report, recipe.check(job.context(progress), TensorReader(job.scratch / "shards")))
     refuse_missed(job.entry, report)
-    files = {**made, **_write_files(job.scratch / "files", report_files(report))}
-    return Made(files, job.intermediates, report)
+    reports = report_files(report)
+    _refuse_twice([*made, *(file.name for file in reports)])
+    return Made({**made, **_write_files(job.scratch / "files", reports)}, job.intermediates, report)
 
 
 def _finished(name: str, value: Tensor) -> PlannedTensor:
     from recipes.tensors import DTYPE_NAMES
 
+    if value.dtype not in DTYPE_NAMES:
+        next_step = "cast it in the recipe to one of " + ", ".join(DTYPE_NAMES.values())
+        raise RecipeRefused("no shard can hold this dtype", where=name, found=str(value.dtype), next_step=next_step)
     return PlannedTensor(name, DTYPE_NAMES[value.dtype], tuple(value.shape), lambda: value)
 
 
@@ -109,6 +115,7 @@ def _intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str, Path]
     folder = job.scratch / "intermediates"
     folder.mkdir(parents=True, exist_ok=True)
     steps = recipe.intermediates(job.context(progress))
+    _refuse_twice([step.name for step in steps])
     done: dict[str, Path] = {}
     for number, step in enumerate(steps):
         progress("intermediates", number, len(steps))
@@ -122,41 +129,69 @@ def _intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str, Path]
 def _stage(
     job: Job, plan: Plan, progress: Progress, order: Callable[[list[str]], list[str]]
 ) -> dict[str, tuple[str, Path]]:
+    from recipes.names import INDEX_FILE
     from recipes.tensors import ShardWriter
 
-    _refuse_twice([t.name for t in plan.tensors] + [f.name for f in plan.files])
+    _refuse_twice([t.name for t in plan.tensors])
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
+    files = [*plan.files, *([json_file(INDEX_FILE, writer.index())] if plan.tensors else [])]
+    _refuse_twice([*writer.shards(), *(f.name for f in files)])
     _refuse_full_disk(job.scratch, writer.size_bytes)
     writer.prepare()
-    missing = [t.name for t in plan.tensors if not writer.is_done(t.name)]
+    # What a training has made is at hand and cheap to write; only a plan's tensors are worth finding again.
+    is_kept = writer.is_done if hasattr(job.recipe(), "plan") else lambda name: False
+    missing = [t.name for t in plan.tensors if not is_kept(t.name)]
     _compute(job, plan, writer, order(missing), progress)
-    found: dict[str, tuple[str, Path]] = {
-        shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()
-    }
-    files = list(plan.files)
-    if plan.tensors:
-        from recipes.names import INDEX_FILE
-
-        files.append(json_file(INDEX_FILE, writer.index()))
-        _refuse_twice([*found, *(f.name for f in files)])
+    found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
     return {**found, **_write_files(job.scratch / "files", files)}
 
 
 def _compute(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress) -> None:
-    workers = int(os.environ.get(WORKERS_VARIABLE, "1"))
-    total = len(plan.tensors)
+    workers, total = min(_workers(), len(names)), len(plan.tensors)
     kept = total - len(names)
-    if workers > 1 and len(names) > 1 and not hasattr(job.recipe(), "run"):
-        shares = [list(names[i::workers]) for i in range(workers)]
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(compute_share, job, share) for share in shares]):
-                kept += done.result()
-                progress("tensors", kept, total)
+    if workers > 1 and not hasattr(job.recipe(), "run"):
+        for done in _in_processes(job, [list(names[i::workers]) for i in range(workers)]):
+            kept += done
+            progress("tensors", kept, total)
         return
     by_name = {t.name: t for t in plan.tensors}
     for number, name in enumerate(names):
         progress("tensors", kept + number, total)
         writer.write(name, by_name[name].compute())
+
+
+def _workers() -> int:
+    found = os.environ.get(WORKERS_VARIABLE, "1")
+    if not (found.isascii() and found.isdigit()):
+        next_step = "unset it, or give it a whole number: as many processes as memory allows"
+        raise UsageError("not a number of processes", where=WORKERS_VARIABLE, found=repr(found), next_step=next_step)
+    return int(found)
+
+
+def _in_processes(job: Job, shares: Sequence[Sequence[str]]) -> Iterator[int]:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), spawn, initializer=_leave_with_parent) as pool:
+        try:
+            for done in as_completed([pool.submit(compute_share, job, share) for share in shares]):
+                yield done.result()
+        except BrokenProcessPool as error:
+            raise VpstoreError(
+                "a process that computed tensors was killed",
+                where=job.entry,
+                found="most often the system ran out of memory",
+                next_step=f"build again with a smaller {WORKERS_VARIABLE}: what is finished is kept",
+            ) from error
+
+
+def _leave_with_parent() -> None:
+    """A killed build must not leave processes behind that hold memory and wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def compute_share(job: Job, names: Sequence[str]) -> int:
@@ -188,7 +223,11 @@ def _write_files(folder: Path, files: Sequence[PlannedFile]) -> dict[str, tuple[
 
 
 def report_files(report: Report) -> list[PlannedFile]:
-    """metrics.json, always, and one file a plot, under reports/."""
+    """metrics.json, always, and one file a plot, under reports/.
+
+    Raises:  RecipeRefused: a figure that JSON cannot say, or a gate twice.
+    """
+    _refuse_twice([gate.name for gate in report.gates])
     gates = {
         gate.name: {
             "value": gate.value,
@@ -200,8 +239,22 @@ def report_files(report: Report) -> list[PlannedFile]:
         for gate in report.gates
     }
     metrics = {**report.metrics, **({"gates": gates} if gates else {})}
-    plots = [json_file(f"reports/{name}.json", list(rows)) for name, rows in sorted(report.plots.items())]
-    return [json_file("reports/metrics.json", metrics), *plots]
+    values = {"metrics": metrics, **{name: list(rows) for name, rows in sorted(report.plots.items())}}
+    _refuse_twice(["metrics", *report.plots])
+    return [_report_file(f"reports/{name}.json", value) for name, value in values.items()]
+
+
+def _report_file(name: str, value: Any) -> PlannedFile:
+    try:
+        return json_file(name, value)
+    except (TypeError, ValueError) as error:
+        raise RecipeRefused(
+            "a recipe reports a figure that JSON cannot say",
+            where=name,
+            expected="finite numbers and strings",
+            found=str(error),
+            next_step="look for NaN or infinity in what the recipe measured; nothing was published",
+        ) from error
 
 
 def refuse_missed(entry: str, report: Report) -> None:
@@ -221,6 +274,8 @@ def refuse_missed(entry: str, report: Report) -> None:
 
 
 def _joined(first: Report, second: Report) -> Report:
+    _refuse_twice([*first.metrics, *second.metrics])
+    _refuse_twice([*first.plots, *second.plots])
     return Report({**first.metrics, **second.metrics}, [*first.gates, *second.gates], {**first.plots, **second.plots})
 
 
@@ -241,5 +296,5 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
             where=str(folder),
             expected=f"{needed:,} bytes free",
             found=f"{free:,} bytes free",
-            next_step="free some space, or point VPSTORE_ROOT at a larger disk; nothing was computed",
+            next_step="free some space, or point VPSTORE_ROOT at a larger disk; what is finished is kept",
         )

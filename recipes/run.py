@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipes import config, execute
+from recipes import config, execute, runtime
 from recipes.recipe import InputArtifact, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
@@ -77,7 +77,7 @@ def param_keys(checkout: Checkout, object: str, stage: str) -> dict[str, list[st
 def environment(prepared: Prepared) -> dict[str, str]:
     """What may change bytes but is in no key: Python, the packages that the closure imports, the device kind."""
     files = closure(_ROOT, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)
-    found = {"python": platform.python_version(), "device": f"cpu {platform.machine()}"}
+    found = {"python": platform.python_version(), "device": f"{runtime.device()} {platform.machine()}"}
     for name in sorted({name for file in files for name in _imported(_ROOT / file.path)}):
         try:
             found[name] = metadata.version(name)

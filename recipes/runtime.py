@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import sys
 
-from vpstore.errors import VpstoreError
+from vpstore.errors import UsageError, VpstoreError
+
+DEVICE_VARIABLE = "VPSTORE_DEVICE"
 
 _done_with: list[int] = []
 
@@ -35,6 +37,17 @@ def environment(threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def device() -> str:
+    """`cpu`, or `cuda` where VPSTORE_DEVICE asks for it: chosen, not detected, so a GPU changes no digest unasked.
+
+    Raises:  UsageError: another word.
+    """
+    found = os.environ.get(DEVICE_VARIABLE, "cpu")
+    if found not in ("cpu", "cuda"):
+        raise UsageError("not a device", where=DEVICE_VARIABLE, expected="cpu or cuda", found=found)
+    return found
 
 
 def fix_numerics(threads: int) -> None:
@@ -58,5 +71,7 @@ def fix_numerics(threads: int) -> None:
     import torch
 
     torch.use_deterministic_algorithms(True)
+    # Filling fresh memory costs a tenth of the time and would only hide a read of memory that nothing wrote.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - the stubs do not know it
     torch.set_num_threads(threads)
     _done_with[:] = [threads]

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import donor_config_json, parse_donor_config, tokenizer_files
 from recipes.data.vocabulary import read_vocabulary
 from recipes.model.config import PADDED_VOCAB, DonorConfig
@@ -149,7 +150,7 @@ def _dictionary(context: Context, space: str, matched: VocabularyMap) -> tuple[D
         )
     params: Params = context.params
     ids, _ = _anchors(params, matched)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = runtime.device()
     return Dictionary(reference_VD[ids].to(device), unit_atoms=params.unit_atoms), reference_VD
 
 

@@ -75,6 +75,7 @@ class Walk:
         self._at = -1  # layers that the streams have passed
         self._old: list[DonorRow] = []
         self._new: list[Row] = []
+        self._ahead: tuple[list[DonorRow], list[Row]] | None = None  # behind the layer that was built last
 
     def step(self, number: int, done: Mapping[str, Path]) -> dict[str, Tensor]:
         """Build one layer.
@@ -119,6 +120,11 @@ class Walk:
         with torch.no_grad():
             got = [half.mlp(x) for x in inputs]
         figures["ffn_r2"] = _r2(wanted[count:], got[count:])
+        # The same sums, in the same order, as the two layers form them: what a new walk would get from the files.
+        self._ahead = (
+            [DonorRow(row.x_BTH + y, row.state) for row, y in zip(streams.donor, wanted, strict=True)],
+            [Row(row.x_BTH + y, row.state) for row, y in zip(streams.student, got, strict=True)],
+        )
         return tensors, figures
 
     def stream_figures(self, done: Mapping[str, Path]) -> dict[str, Tensor]:
@@ -133,6 +139,10 @@ class Walk:
         """Bring both streams in front of layer `number`."""
         if self._at < 0 or number <= self._at:
             self._start()
+        elif self._ahead is not None and number == self._at + 2:
+            self._at += 1
+            self._old, self._new = self._ahead
+        self._ahead = None
         while self._at < number - 1:
             self._at += 1
             layer = self._donor_layer(self._at)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import (
     expected_tensors,
     load_student,
@@ -45,7 +46,7 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     parent, data = context.inputs["parent"], context.inputs["data"].path
     config = parse_student_config(parent.json("config.json"))
     files = [json_file("config.json", student_config_json(config)), *tokenizer_files(context.inputs["tokenizer"])]
-    model = load_student(parent.tensors(), config, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load_student(parent.tensors(), config, device=runtime.device())
     tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
     probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk)
     scratch = Scratch(context.scratch / STATES, Identity.of(context))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farm_project import Project, make_project
+from small_project import Project, make_project
 
 from vpstore.storage.stamps import Stamps
 from vpstore.storage.store import Store

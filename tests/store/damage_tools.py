@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from farm_project import Project
+from small_project import Project
 
 
 def flip(path: Path, at: int) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from farm_project import Project
+from small_project import Project
 
 from vpstore.cli.exit_codes import exit_codes, table
 from vpstore.schema.digest import Digest
@@ -21,7 +21,7 @@ def append(path: Path, text: str) -> None:
 
 def test_a_fresh_checkout_builds_in_order_and_then_does_nothing(project: Project) -> None:
     log = project.root.parent / "log"
-    rows = project.json("build", "--all", FARM_LOG=str(log))["builds"]
+    rows = project.json("build", "--all", SMALL_LOG=str(log))["builds"]
     assert [row["ref"] for row in rows] == [
         "seed@main",
         "plant@sprout",
@@ -32,7 +32,7 @@ def test_a_fresh_checkout_builds_in_order_and_then_does_nothing(project: Project
     assert not any(row["cached"] for row in rows)
     assert [row["figure"] for row in rows] == [None, 2.08, 2.208, None, None]
     before = project.listing()
-    again = project.json("build", "--all", FARM_LOG=str(log))["builds"]
+    again = project.json("build", "--all", SMALL_LOG=str(log))["builds"]
     assert all(row["cached"] for row in again)
     assert [row["artifact"] for row in again] == [row["artifact"] for row in rows]
     assert project.listing() == before
@@ -100,7 +100,7 @@ def test_unchanged_tensors_share_digests_and_files_share_blobs(built: Project) -
 def test_recipe_files_are_blobs(built: Project) -> None:
     shown = built.json("show", "plant")
     files = shown["manifest"]["build"]["recipe"]["files"]
-    assert [row["path"] for row in files] == ["farm/__init__.py", "farm/grow.py", "farm/soil.py"]
+    assert [row["path"] for row in files] == ["small/__init__.py", "small/grow.py", "small/soil.py"]
     for row in files:
         assert built.blob(row["digest"]).read_bytes() == (built.root / row["path"]).read_bytes()
     assert shown["inputs"][0]["ref"] == "plant@sprout"
@@ -122,11 +122,11 @@ def test_reports_lie_where_git_sees_them_and_follow_the_artifact(built: Project)
 
 
 def test_one_character_in_a_recipe_rebuilds_what_depends_on_it_and_nothing_else(built: Project) -> None:
-    recipe = built.root / "farm" / "judge.py"
+    recipe = built.root / "small" / "judge.py"
     recipe.write_text(recipe.read_text().replace("1000", "1001"))
     rows = {row["ref"]: row["cached"] for row in built.json("build", "--all")["builds"]}
     assert [ref for ref, cached in rows.items() if not cached] == ["reports@plant-sprout", "reports@plant-bloom"]
-    recipe = built.root / "farm" / "run.py"
+    recipe = built.root / "small" / "run.py"
     recipe.write_text(recipe.read_text() + "# moves bytes, makes none\n")
     assert all(row["cached"] for row in built.json("build", "--all")["builds"])
 
@@ -146,17 +146,17 @@ def test_a_comment_in_the_config_changes_nothing_a_value_does_and_going_back_is_
 
 
 def test_another_environment_is_no_cache_hit_and_equal_bytes_add_an_attestation(built: Project) -> None:
-    row = built.json("build", "plant", FARM_DEVICE="gpu")["builds"][0]
+    row = built.json("build", "plant", SMALL_DEVICE="gpu")["builds"][0]
     assert not row["cached"]
     assert row["artifact"] == built.json("resolve", "plant")["artifact"]
     assert len(built.json("show", "plant")["attestations"]) == 2
-    assert built.json("build", "plant", FARM_DEVICE="gpu")["builds"][0]["cached"]
+    assert built.json("build", "plant", SMALL_DEVICE="gpu")["builds"][0]["cached"]
     assert built.json("build", "plant")["builds"][0]["cached"]
 
 
 def test_a_build_that_does_not_reproduce_is_said_aloud(built: Project) -> None:
-    first = built.json("build", "plant", "--force", FARM_NOISE="1")["builds"][0]["artifact"]
-    done = built.run("build", "plant", "--force", FARM_NOISE="1")
+    first = built.json("build", "plant", "--force", SMALL_NOISE="1")["builds"][0]["artifact"]
+    done = built.run("build", "plant", "--force", SMALL_NOISE="1")
     assert "has also given" in done.stderr
     assert Digest(first).short in done.stderr
 
@@ -232,7 +232,7 @@ def test_the_store_may_lie_elsewhere(project: Project, tmp_path: Path) -> None:
 
 
 def test_commands_work_from_a_folder_below(built: Project) -> None:
-    below = Project(built.root / "farm", built.cache)
+    below = Project(built.root / "small", built.cache)
     assert below.run("resolve", "plant").stdout == built.run("resolve", "plant").stdout
 
 

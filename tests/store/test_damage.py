@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from damage_tools import file_of, flip, shown, tensor_begin, truncate
-from farm_project import Project
+from small_project import Project
 
 BLOBS: dict[str, Callable[[Any], str]] = {
     "manifest": lambda document: document["artifact"],
@@ -16,7 +16,7 @@ BLOBS: dict[str, Callable[[Any], str]] = {
     "provenance.json": lambda document: file_of(document, "provenance.json")["digest"],
     "reports/metrics.json": lambda document: file_of(document, "reports/metrics.json")["digest"],
     "intermediate statistics": lambda document: document["manifest"]["intermediates"][0]["digest"],
-    "recipe file farm/grow.py": lambda document: document["manifest"]["build"]["recipe"]["files"][1]["digest"],
+    "recipe file small/grow.py": lambda document: document["manifest"]["build"]["recipe"]["files"][1]["digest"],
 }
 
 

@@ -38,7 +38,7 @@ def unique_by_name(rows: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any,
 
 records = st.builds(
     BuildRecord,
-    entry=st.just("farm.grow"),
+    entry=st.just("small.grow"),
     recipe_files=unique_by_name(st.builds(RecipeFile, path_names, digests)),
     params=st.dictionaries(
         path_names, st.integers(0, 9) | st.floats(0, 1) | st.lists(st.text("ab"), max_size=2), max_size=3
@@ -79,8 +79,8 @@ def test_one_artifact_has_one_manifest_whatever_the_order(manifest: Manifest, ra
 
 def example() -> Manifest:
     record = BuildRecord(
-        "farm.grow",
-        (RecipeFile("farm/grow.py", Digest.of(b"grow")), RecipeFile("farm/soil.py", Digest.of(b"soil"))),
+        "small.grow",
+        (RecipeFile("small/grow.py", Digest.of(b"grow")), RecipeFile("small/soil.py", Digest.of(b"soil"))),
         {"step": 1, "rate": 0.5},
         (InputRecord("parent", Digest.of(b"parent")),),
         (SourceRecord("donor/a", "1" * 64, None),),
@@ -101,8 +101,8 @@ def test_the_golden_digests() -> None:
     assert Digest.of(plain.encode()) == ARTIFACT  # for ASCII and short numbers RFC 8785 is what anybody would write
 
 
-KEY = "blake3:b9366bd65fb5223b9b4c1267ffb2239c791c6869e78be03abb44ca86f697df78"
-ARTIFACT = "blake3:1ad72be7cb6612164e5c72023cba4b2fbd770fd6202868cabfa5770a68ae70ef"
+KEY = "blake3:7c78a1b85ba95492c38e4889492a6dadb5326f914bdd81d01fcb3dbaa41e7301"
+ARTIFACT = "blake3:2015904301ce35b1d98584f014144438bc2b5da8a2aac162d00664b5b2151e92"
 
 
 def change(document: Any, path: list[Any], value: Any) -> bytes:
@@ -156,9 +156,9 @@ def test_every_part_of_a_build_is_in_its_key() -> None:
     document = base.to_json()
     keys = {base.key()}
     changes: list[tuple[list[Any], Any]] = [
-        (["recipe", "entry"], "farm.other"),
+        (["recipe", "entry"], "small.other"),
         (["recipe", "files", 0, "digest"], Digest.of(b"x")),
-        (["recipe", "files", 0, "path"], "farm/glow.py"),
+        (["recipe", "files", 0, "path"], "small/glow.py"),
         (["params", "step"], 2),
         (["params", "new"], None),
         (["inputs", 0, "artifact"], Digest.of(b"y")),
@@ -191,7 +191,7 @@ def test_a_statement_comes_back_and_names_what_was_used() -> None:
     assert again == statement
     assert (again.artifact, again.key, again.facts) == (example().digest, example().build.key(), FACTS)
     names = {row["name"] for row in again.document["predicate"]["buildDefinition"]["resolvedDependencies"]}
-    assert {"input/parent", "recipe/farm/grow.py", "source/donor/a", "tokenizer/o200k", "config/params"} <= names
+    assert {"input/parent", "recipe/small/grow.py", "source/donor/a", "tokenizer/o200k", "config/params"} <= names
 
 
 @pytest.mark.parametrize(

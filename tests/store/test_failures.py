@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from farm_project import Project
+from small_project import Project
 
 
 def edit(project: Project, path: str, old: str, new: str) -> None:
@@ -31,7 +31,7 @@ def test_a_missed_gate_publishes_nothing(built: Project) -> None:
 
 def test_a_scratch_folder_is_found_again_and_goes_when_the_build_is_done(project: Project) -> None:
     project.run("build", "seed")
-    edit(project, "farm/grow.py", "if step < 0:", 'if (scratch / "attempts.txt").read_text() == "x":')
+    edit(project, "small/grow.py", "if step < 0:", 'if (scratch / "attempts.txt").read_text() == "x":')
     project.run("build", "plant@sprout", code=20)
     project.run("build", "plant@sprout")
     assert list((project.store / "work").iterdir()) == []
@@ -50,7 +50,7 @@ def test_a_scratch_folder_is_found_again_and_goes_when_the_build_is_done(project
 )
 def test_a_result_that_is_not_acceptable_is_refused(project: Project, old: str, new: str, what: str) -> None:
     project.run("build", "seed")
-    edit(project, "farm/grow.py", old, new)
+    edit(project, "small/grow.py", old, new)
     done = project.run("build", "plant@sprout", code=20)
     assert what in done.stderr
     assert not project.pointer("plant-sprout").exists()
@@ -58,7 +58,7 @@ def test_a_result_that_is_not_acceptable_is_refused(project: Project, old: str, 
 
 def test_a_crash_in_a_recipe_shows_where_and_changes_nothing(built: Project) -> None:
     before = built.listing()
-    edit(built, "farm/grow.py", "step = prepared", "step = 1 / 0 or prepared")
+    edit(built, "small/grow.py", "step = prepared", "step = 1 / 0 or prepared")
     done = built.run("build", "plant", code=1)
     assert "ZeroDivisionError" in done.stderr
     assert built.listing() == before
@@ -66,7 +66,7 @@ def test_a_crash_in_a_recipe_shows_where_and_changes_nothing(built: Project) -> 
 
 def test_a_recipe_that_changes_while_it_runs_is_refused(built: Project) -> None:
     edit(built, "configs/plant.toml", "step = 2", "step = 5")
-    edit(built, "farm/grow.py", "    step = prepared", "    open(__file__, 'a').write('#')\n    step = prepared")
+    edit(built, "small/grow.py", "    step = prepared", "    open(__file__, 'a').write('#')\n    step = prepared")
     done = built.run("build", "plant", code=20)
     assert "changed while the recipe ran" in done.stderr
 
@@ -88,7 +88,7 @@ def test_an_interrupted_build_changes_nothing_and_is_taken_up(
     process = subprocess.Popen(
         built.command("build", "plant"),
         cwd=built.root,
-        env=built.variables(FARM_SLEEP="60", FARM_LOG=str(log)),
+        env=built.variables(SMALL_SLEEP="60", SMALL_LOG=str(log)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,7 +111,7 @@ def test_two_builders_of_one_key_run_it_once(project: Project, tmp_path: Path) -
         subprocess.Popen(
             project.command("build", "plant@sprout", "--json"),
             cwd=project.root,
-            env=project.variables(FARM_SLEEP="1", FARM_LOG=str(log)),
+            env=project.variables(SMALL_SLEEP="1", SMALL_LOG=str(log)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -139,10 +139,10 @@ def test_many_publishers_and_readers_of_the_same_blobs(built: Project) -> None:
 
 def test_a_full_disk_is_said_and_a_retry_converges(project: Project) -> None:
     project.run("build", "seed")
-    edit(project, "farm/run.py", "def produce(", "import errno\n\n\ndef produce(")
-    full = "    if os.environ.get('FARM_FULL'):\n        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-    edit(project, "farm/run.py", "    import importlib\n", f"    import importlib\n\n{full}")
-    done = project.run("build", "plant@sprout", code=1, FARM_FULL="1")
+    edit(project, "small/run.py", "def produce(", "import errno\n\n\ndef produce(")
+    full = "    if os.environ.get('SMALL_FULL'):\n        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+    edit(project, "small/run.py", "    import importlib\n", f"    import importlib\n\n{full}")
+    done = project.run("build", "plant@sprout", code=1, SMALL_FULL="1")
     assert "No space left on device" in done.stderr
     assert "free space" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from farm_project import Project
+from small_project import Project
 
 
 def append(path: Path, text: str) -> None:
@@ -15,10 +15,10 @@ def append(path: Path, text: str) -> None:
 def test_of_several_results_the_locked_one_is_taken(built: Project) -> None:
     artifacts = [built.json("resolve", "plant")["artifact"]]
     for _ in range(3):
-        artifacts.append(built.json("build", "plant", "--force", FARM_NOISE="1")["builds"][0]["artifact"])
+        artifacts.append(built.json("build", "plant", "--force", SMALL_NOISE="1")["builds"][0]["artifact"])
     assert len(set(artifacts)) == 4
     built.run("lock", "plant")
-    built.run("build", "plant", "--force", FARM_NOISE="1")
+    built.run("build", "plant", "--force", SMALL_NOISE="1")
     assert built.json("build", "plant")["builds"][0]["artifact"] == artifacts[-1]
 
 
@@ -53,7 +53,7 @@ def test_lock_check_finds_a_forgotten_lock(built: Project) -> None:
     built.run("lock", "--check", code=15)
     built.run("lock")
     built.run("lock", "--check")
-    append(built.root / "farm" / "soil.py", "# one character\n")
+    append(built.root / "small" / "soil.py", "# one character\n")
     faults = built.json("lock", "--check", code=15)["faults"]
     assert {(row["ref"], row["part"]) for row in faults} >= {("plant@bloom", "code"), ("seed@main", "code")}
 
@@ -71,8 +71,8 @@ def test_what_is_stale_is_said_on_stderr(built: Project) -> None:
     done = built.run("resolve", "plant")
     assert "plant@bloom is stale" in done.stderr
     assert "params: step" in done.stderr
-    append(built.root / "farm" / "grow.py", "#\n")
-    assert "code: farm/grow.py" in built.run("resolve", "plant").stderr
+    append(built.root / "small" / "grow.py", "#\n")
+    assert "code: small/grow.py" in built.run("resolve", "plant").stderr
     built.run("build", "plant@sprout")
     assert "input parent" in built.run("resolve", "plant").stderr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from farm_project import OBJECTS
+from small_project import OBJECTS
 
 from vpstore.errors import BadManifest, NoSuchRef, UsageError
 from vpstore.schema.objects import Objects, parse_objects
@@ -46,9 +46,9 @@ def test_the_order_has_parents_first() -> None:
 
 
 def test_the_profile_adds_and_never_overrides() -> None:
-    without = OBJECTS.replace('recipe = "farm.seed"', "")
-    profile = '[objects.seed.stages.main]\nrecipe = "farm.other"\n[train]\nsteps = 5\n'
-    assert objects(without, profile).stage(StageRef("seed", "main")).recipe == "farm.other"
+    without = OBJECTS.replace('recipe = "small.seed"', "")
+    profile = '[objects.seed.stages.main]\nrecipe = "small.other"\n[train]\nsteps = 5\n'
+    assert objects(without, profile).stage(StageRef("seed", "main")).recipe == "small.other"
     with pytest.raises(UsageError, match="stands in objects.toml and in the profile") as caught:
         objects(OBJECTS, profile)
     assert "objects.seed.stages.main.recipe" in caught.value.where
@@ -58,7 +58,7 @@ def test_the_profile_adds_and_never_overrides() -> None:
     ("old", "new", "what"),
     [
         ("format = 1", "format = 2", "format"),
-        ('runner = "farm.run"', "", "missing"),
+        ('runner = "small.run"', "", "missing"),
         ('mode = "green"', 'mode = "green"\nspeed = 1', "unknown"),
         ('mode = "green"', "mode = 1", "type"),
         ('parent = "seed"', 'parent = "weed"', "no object"),
@@ -69,7 +69,7 @@ def test_the_profile_adds_and_never_overrides() -> None:
         ('default_stage = "bloom"', 'default_stage = "wilt"', "default stage"),
         ('donor = "configs/donor.json"', 'donor = "../donor.json"', "path"),
         ("[objects.seed]\n", "[objects.seed]\nnote = 1\n", "unknown"),
-        ('recipe = "farm.seed"', 'recipe = "farm.seed"\ntokenizer = "t"', "tokenizer"),
+        ('recipe = "small.seed"', 'recipe = "small.seed"\ntokenizer = "t"', "tokenizer"),
         ("[objects.plant]\n", "[objects.'a b']\ndefault_stage='x'\nstages.x.recipe='r'\n[objects.plant]\n", "name"),
         ('key = "score"', "", "missing"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from damage_tools import file_of, flip, shown, tensor_begin
-from farm_project import Project
+from small_project import Project
 
 from vpstore.schema.canonical import canonical_bytes
 from vpstore.schema.digest import Digest
@@ -158,7 +158,7 @@ def test_an_input_that_is_damaged_is_refused_before_the_recipe_runs(built: Proje
     document = built.json("show", "plant@sprout")
     flip(built.blob(file_of(document, "model.safetensors")["digest"]), 40)
     log = tmp_path / "log"
-    done = built.run("build", "plant", "--force", code=13, FARM_LOG=str(log))
+    done = built.run("build", "plant", "--force", code=13, SMALL_LOG=str(log))
     assert "plant@bloom, input parent" in done.stderr
     assert not log.exists()
 

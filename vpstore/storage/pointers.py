@@ -79,15 +79,15 @@ class Pointers:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        pointer = Pointer.decode(data, where=str(path))
-        if pointer.ref != ref:
-            raise BadManifest(
-                "a pointer is about another stage",
-                where=str(path),
-                expected=str(ref),
-                found=str(pointer.ref),
-                next_step=f"vpstore build {ref}",
-            )
+        try:
+            pointer = Pointer.decode(data, where=str(path))
+            if pointer.ref != ref:
+                raise BadManifest(
+                    "a pointer is about another stage", where=str(path), expected=str(ref), found=str(pointer.ref)
+                )
+        except BadManifest as error:
+            error.next_step = f"vpstore build {ref}"
+            raise
         return pointer
 
     def write(self, pointer: Pointer) -> bool:

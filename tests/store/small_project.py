@@ -29,7 +29,7 @@ reports = "reports"
 
 OBJECTS = """
 format = 1
-runner = "farm.run"
+runner = "small.run"
 
 [summary]
 file = "metrics.json"
@@ -39,18 +39,18 @@ from = "reports"
 [objects.seed]
 default_stage = "main"
 [objects.seed.stages.main]
-recipe = "farm.seed"
+recipe = "small.seed"
 sources = { donor = "configs/donor.json" }
 
 [objects.plant]
 default_stage = "bloom"
 [objects.plant.stages.sprout]
-recipe = "farm.grow"
+recipe = "small.grow"
 mode = "green"
 inputs = { parent = "seed" }
 config = ["configs/plant.toml"]
 [objects.plant.stages.bloom]
-recipe = "farm.grow"
+recipe = "small.grow"
 mode = "red"
 inputs = { parent = "plant.green" }
 config = ["configs/plant.toml"]
@@ -59,10 +59,10 @@ config = ["configs/plant.toml"]
 default_stage = "plant-bloom"
 build_all = true
 [objects.reports.stages.plant-sprout]
-recipe = "farm.judge"
+recipe = "small.judge"
 inputs = { parent = "plant@sprout" }
 [objects.reports.stages.plant-bloom]
-recipe = "farm.judge"
+recipe = "small.judge"
 inputs = { parent = "plant@bloom" }
 """
 
@@ -89,12 +89,12 @@ def prepare(checkout, object, stage):
         for row in document["files"]:
             sources.append(PreparedSource(f"{role}/{row['path']}", checkout.root / document["root"] / row["path"],
                                           row["sha256"], row["size_bytes"]))
-    return Prepared(declared.recipe, params, code_always=("farm.soil",), code_exclude=("farm.run", "vpstore"),
+    return Prepared(declared.recipe, params, code_always=("small.soil",), code_exclude=("small.run", "vpstore"),
                     sources=tuple(sources), verbatim=bool(sources))
 
 
 def environment(prepared):
-    return {"device": os.environ.get("FARM_DEVICE", "cpu")}
+    return {"device": os.environ.get("SMALL_DEVICE", "cpu")}
 
 
 def produce(prepared, inputs, scratch, progress):
@@ -140,7 +140,7 @@ import json
 import os
 import time
 
-from farm.soil import shard, tensors_of
+from small.soil import shard, tensors_of
 from vpstore.errors import GateMissed
 from vpstore.runner import Staged, StagedFile
 
@@ -148,19 +148,19 @@ from vpstore.runner import Staged, StagedFile
 def make(prepared, inputs, scratch):
     with (scratch / "attempts.txt").open("a") as log:
         log.write("x")
-    ran = os.environ.get("FARM_LOG")
+    ran = os.environ.get("SMALL_LOG")
     if ran:
         with open(ran, "a") as log:
             log.write(prepared.recipe_entry + " " + str(prepared.params) + "\\n")
-    if os.environ.get("FARM_SLEEP"):
-        time.sleep(float(os.environ["FARM_SLEEP"]))
+    if os.environ.get("SMALL_SLEEP"):
+        time.sleep(float(os.environ["SMALL_SLEEP"]))
     step = prepared.params["step"]
     if step < 0:
-        raise GateMissed("growth is negative", where="farm.grow", expected=">= 0", found=str(step))
+        raise GateMissed("growth is negative", where="small.grow", expected=">= 0", found=str(step))
     parent = tensors_of(inputs["parent"].path / "model.safetensors")
     grown = {name: bytes((byte + step) % 256 for byte in data) for name, data in parent.items()}
     grown["kept"] = parent["kept"]
-    if os.environ.get("FARM_NOISE"):
+    if os.environ.get("SMALL_NOISE"):
         grown["noisy"] = os.urandom(16)
     shard(scratch / "model.safetensors", grown)
     shard(scratch / "statistics.safetensors", {"mean": bytes(64)})
@@ -175,7 +175,7 @@ def make(prepared, inputs, scratch):
 JUDGE = """
 import json
 
-from farm.soil import tensors_of
+from small.soil import tensors_of
 from vpstore.runner import Staged, StagedFile
 
 
@@ -205,7 +205,9 @@ class Project:
         return [sys.executable, "-m", "vpstore", *arguments]
 
     def variables(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VPSTORE_", "FARM_", "GIT_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VPSTORE_", "SMALL_", "GIT_"))
+        }
         kept |= {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1"}
         return {**kept, **self.environment, **more}
 
@@ -273,12 +275,12 @@ def make_project(root: Path, cache: Path) -> Project:
         "configs/profiles/large.toml": "",
         "configs/plant.toml": "[sprout]\nstep = 1\n[bloom]\nstep = 2\n",
         "configs/donor.json": json.dumps({"root": "assets/donor", "files": rows}),
-        "farm/__init__.py": "",
-        "farm/run.py": RUN,
-        "farm/seed.py": SEED,
-        "farm/soil.py": SOIL,
-        "farm/grow.py": GROW,
-        "farm/judge.py": JUDGE,
+        "small/__init__.py": "",
+        "small/run.py": RUN,
+        "small/seed.py": SEED,
+        "small/soil.py": SOIL,
+        "small/grow.py": GROW,
+        "small/judge.py": JUDGE,
     }
     for path, text in files.items():
         write(root, path, text)

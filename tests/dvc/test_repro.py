@@ -1,0 +1,138 @@
+"""`dvc repro` over vpstore: exactly what changed is made again, and an old key is found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from press_files import LETTERS
+from press_project import Press
+
+STAGES = ["letters-main", "words-main", "stamps-main", "pages-draft", "pages-final", "reports"]
+RECIPES = ["press.letters", "press.words", "press.stamps", "press.pages", "press.pages", "press.judge", "press.judge"]
+BELOW_WORDS = ["words-main", "pages-draft", "pages-final", "reports"]
+
+
+def test_a_fresh_clone_builds_everything_and_a_second_run_nothing(template: Press, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    clone = Press(tmp_path / "clone", tmp_path / "home")
+    clone.root.mkdir()
+    clone.run("git", "clone", "-q", str(template.root), ".")
+    assert clone.repro() == STAGES
+    assert clone.ran() == RECIPES
+    assert clone.pointers() == template.pointers()  # the same digests in another place
+    assert clone.text("pages") == "Page: Draft: " + LETTERS.replace("quick", "rapid") * 2
+    assert clone.run("git", "status", "--porcelain").stdout == ""  # dvc.lock and the reports too
+    assert clone.repro() == []
+    assert clone.ran() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reran"),
+    [
+        ("press/spelling.py", BELOW_WORDS),
+        ("press/stamps.py", ["stamps-main"]),
+        ("press/judge.py", ["reports"]),
+        pytest.param("press/binding.py", STAGES, marks=pytest.mark.slow),
+    ],
+)
+def test_one_character_in_a_recipe_runs_its_dependants_again(press: Press, path: str, reran: list[str]) -> None:
+    """A blank line changes a recipe's digest, so the key of whatever imports it, and of what is built from that."""
+    before = press.pointers()
+    file = press.root / path
+    file.write_text(file.read_text() + "\n")
+    assert press.repro() == reran
+    changed = {slug for slug, pointer in press.pointers().items() if pointer != before[slug]}
+    assert changed == {slug for slug in before if slug in reran or ("reports" in reran and slug.startswith("reports-"))}
+
+
+def test_a_comment_in_a_toml_or_in_the_runner_changes_no_key(press: Press) -> None:
+    before = press.json("vpstore", "build", "--all", "--dry-run")
+    for path in ("configs/words.toml", "configs/pages.toml", "configs/profiles/tiny.toml", "configs/objects.toml"):
+        file = press.root / path
+        file.write_text("# why\n\n" + file.read_text().replace(" = ", "  =  ") + "# that is all\n")
+    runner = press.root / "press" / "run.py"
+    runner.write_text(runner.read_text() + "# it moves bytes and makes none\n")
+    assert press.json("vpstore", "build", "--all", "--dry-run") == before
+    assert press.repro() == []
+
+
+def test_a_param_changed_and_changed_back(press: Press) -> None:
+    before, text = press.pointers(), press.text("pages")
+    view = press.run("vpstore", "resolve", "pages").stdout
+    press.edit("configs/words.toml", "repeat = 2", "repeat = 3")
+    assert press.repro() == BELOW_WORDS
+    assert press.ran() == ["press.words", "press.pages", "press.pages", "press.judge", "press.judge"]
+    other = press.pointers()
+    assert other["pages-final"]["artifact"] != before["pages-final"]["artifact"]
+    assert other["stamps-main"] == before["stamps-main"]
+    assert press.text("pages") == text + LETTERS.replace("quick", "rapid")
+    press.edit("configs/words.toml", "repeat = 3", "repeat = 2")
+    done = press.run("dvc", "repro").stdout
+    assert [done.count(word) for word in ("Running stage", "cache hit", "built in")] == [4, 5, 0]
+    assert press.ran() == []  # no recipe: the build cache
+    assert press.pointers() == before
+    assert press.run("vpstore", "resolve", "pages").stdout == view
+    assert press.text("pages") == text
+    assert press.run("git", "status", "--porcelain").stdout == ""  # the reports are the old ones again
+
+
+@pytest.mark.slow
+def test_another_profile_is_built_beside_the_first(press: Press) -> None:
+    before = press.pointers()
+    press.edit("params.yaml", "tiny", "large")
+    assert press.repro() == STAGES
+    assert press.ran() == ["press.pages", "press.judge"]  # only `longest` differs: the rest has the same keys
+    assert press.pointers() == before
+    press.edit("params.yaml", "large", "tiny")
+    assert press.repro() == STAGES  # dvc.lock remembers one profile; vpstore's cache remembers both
+    assert press.ran() == []
+    assert press.pointers() == before
+
+
+def test_a_store_deleted_under_present_pointers(press: Press) -> None:
+    before, text = press.pointers(), press.text("pages")
+    shutil.rmtree(press.root / ".vpstore")
+    assert press.repro() == []  # DVC cannot see it
+    assert "there is no store" in press.run("vpstore", "resolve", "pages", code=10).stderr
+    rows = press.json("vpstore", "build", "--all")["builds"]
+    assert press.ran() == RECIPES
+    assert {row["ref"].replace("@", "-"): row["artifact"] for row in rows} == {
+        slug: pointer["artifact"] for slug, pointer in before.items()
+    }
+    assert press.pointers() == before
+    assert press.text("pages") == text  # the views show bytes again
+    press.run("vpstore", "verify", "--all")
+    assert press.repro() == []
+
+
+def test_metrics_and_plots(press: Press) -> None:
+    figures = press.json("dvc", "metrics", "show")[""]["data"]
+    assert len(figures) == 7
+    assert figures["reports/tiny/reports-pages-final/metrics.json"]["data"] == {"length": 49, "vowels": 13}
+    press.edit("press/judge.py", "len(line)", "2 * len(line)")
+    press.edit("press/judge.py", "aeiou", "a")
+    press.repro()
+    difference = press.json("dvc", "metrics", "diff")["reports/tiny/reports-pages-final/metrics.json"]
+    assert difference == {"vowels": {"old": 13, "new": 6, "diff": -7}}
+    plot = "reports/tiny/reports-pages-final/lines.json"
+    shown = press.json("dvc", "plots", "show")["data"][plot][0]
+    assert [row["length"] for row in shown["content"]["data"]["values"]] == [60, 34]
+    compared = press.json("dvc", "plots", "diff")["data"][plot][0]
+    rows = compared["content"]["data"]["values"]
+    assert {name: [row["length"] for row in rows if row["rev"] == name] for name in compared["revisions"]} == {
+        "workspace": [60, 34],
+        "HEAD": [30, 17],
+    }
+
+
+def test_what_dvc_records_is_what_a_build_has_written(press: Press) -> None:
+    """dvc.lock names pointers and reports, never bytes of the store."""
+    lock = (press.root / "dvc.lock").read_text()
+    assert "weights/tiny/refs/pages-final.json" in lock
+    assert ".vpstore" not in lock
+    cache = press.root / ".dvc" / "cache"
+    assert [file for file in cache.rglob("*") if file.is_file() and "runs" not in file.parts] == []
+    assert json.loads(press.pointer("pages-final").read_text())["object"] == "pages"

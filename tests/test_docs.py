@@ -1,0 +1,39 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from vpstore.cli import main
+from vpstore.cli.exit_codes import table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    assert isinstance(main, click.Group)
+    return sorted(main.list_commands(click.Context(main)))
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert f"`vpstore {name}" in README
+
+
+def test_no_command_of_the_readme_is_invented() -> None:
+    assert set(re.findall(r"vpstore ([a-z]+)\b(?! is| owns| knows)", README)) <= {*commands(), "help"}
+
+
+def test_exit_codes_in_the_design_are_the_classes() -> None:
+    assert table() in (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,108 @@
+"""The plan of recipes/: pure operations below, recipe files above, one joint to the store."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vpstore.code import closure
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "recipes").rglob("*.py"))
+}
+FRAME = {"config", "execute", "names", "recipe", "run", "runtime", "tensors", "checkpoint"}
+RECIPES = {
+    name
+    for name in MODULES
+    if name.count(".") == 1 and (ROOT / f"recipes/params/{name.rpartition('.')[2]}.py").exists()
+}
+# What a room may import of the project; a room is a folder of recipes/, or a group of its files.
+MAY = {
+    "ops": {"ops", "errors"},
+    "params": {"params", "model.config"},
+    "data": {"data", "params", "errors", "tensors", "names", "recipe"},
+    "model": {"model", "ops", "data", "params", "errors", "tensors", "names", "recipe", "checkpoint"},
+    "train": {
+        "train",
+        "model",
+        "data",
+        "params",
+        "errors",
+        "tensors",
+        "names",
+        "recipe",
+        "checkpoint",
+        "runtime",
+        "ops",
+    },
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return {name for name in found if name.split(".")[0] in ("recipes", "vpstore")}
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 14
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_the_joint_knows_the_store(name: str) -> None:
+    if name != "recipes.run":
+        assert {i for i in imported(MODULES[name]) if i.startswith("vpstore")} <= {"vpstore.errors"}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_do_not_import_recipes_or_the_joint(name: str) -> None:
+    above = {"recipes.run", "recipes.execute", "recipes.config"}
+    assert not imported(MODULES[name]) & ((RECIPES | above) - {name})
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(MODULES) if n.count(".") > 1])
+def test_rooms_import_only_what_lies_below(name: str) -> None:
+    room = name.split(".")[1]
+    for other in imported(MODULES[name]):
+        short = other.removeprefix("recipes.").removeprefix("vpstore.")
+        assert any(short == may or short.startswith(may + ".") for may in MAY[room]), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
+    from recipes.run import CODE_ALWAYS, CODE_EXCLUDE
+
+    files = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
+    assert {"recipes/tensors.py", "recipes/runtime.py", f"recipes/{recipe.rpartition('.')[2]}.py"} <= files
+    assert not [f for f in files if f.startswith(("vpstore/", "recipes/params/", "recipes/execute", "recipes/config"))]
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))
+def test_params_hold_values_and_compute_nothing(name: str) -> None:
+    """Their source is in no key, so whatever they computed would decide bytes unseen."""
+    for node in ast.walk(ast.parse(MODULES[name].read_bytes())):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+            assert any("validator" in d for d in decorators), f"{name}: {getattr(node, 'name', 'lambda')}"
+
+
+def test_a_key_is_known_without_torch() -> None:
+    code = "import sys, recipes.run, recipes.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("folder", ["vpstore", "recipes"])
+def test_files_stay_readable(folder: str) -> None:
+    long = {p.name: n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
+    assert not long

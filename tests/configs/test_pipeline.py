@@ -52,3 +52,10 @@ def test_outs_are_pointers_that_dvc_neither_caches_nor_deletes(written: dict[str
 def test_a_recipe_does_not_depend_on_what_only_moves_bytes(written: dict[str, dict[str, object]]) -> None:
     for stage in written.values():
         assert not [d for d in stage["deps"] if d.startswith(("vpstore/", "recipes/params/", "recipes/run.py"))]  # type: ignore[attr-defined]
+
+
+def test_param_files_have_one_dot(written: dict[str, dict[str, object]]) -> None:
+    """DVC chooses the parser by everything after the first dot of the name."""
+    for stage in written.values():
+        for entry in stage["params"]:  # type: ignore[attr-defined]
+            assert all(Path(path.replace("${profile}", "p")).name.count(".") == 1 for path in entry)

@@ -72,7 +72,10 @@ class BuildRecord:
     tokenizer: TokenizerRecord | None = None
 
     def __post_init__(self) -> None:
-        """Sort what has no order of its own, and refuse duplicates."""
+        """Sort what has no order of its own, refuse duplicates, and take params as they come back from a manifest."""
+        # Canonical JSON knows one kind of number: 1.0 comes back as 1, and readable() must give the same bytes then.
+        params = parse_canonical(canonical_bytes(self.params, where="params"), where="params")
+        object.__setattr__(self, "params", params)
         for name, label in (("recipe_files", "recipe file"), ("inputs", "input role"), ("sources", "source role")):
             object.__setattr__(self, name, _sorted_unique(getattr(self, name), lambda row: row[0], label))
 

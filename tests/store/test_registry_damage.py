@@ -38,6 +38,7 @@ def test_a_pointer_edited_by_hand_leads_nowhere(built: Project) -> None:
     assert pointer.read_text() == original
     edit(pointer, key=sprout["key"])
     built.run("verify", "plant", code=3)
+    built.run("resolve", "plant", code=14)
 
 
 def test_a_forged_artifact_under_a_key_is_not_taken(built: Project) -> None:

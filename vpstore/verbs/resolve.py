@@ -47,6 +47,7 @@ def resolve(work: Workspace, ref: Ref, *, locked: bool = False, full: bool = Fal
         _mind_the_lock(work, stage, artifact, refuse=locked)
     manifest = verified_manifest(work, stage, artifact, full=full)
     if ref.prefix is None:
+        _refuse_forged_key(work, stage, manifest)
         _mind_staleness(work, manifest)
     return Resolved(stage, artifact, manifest, status)
 
@@ -106,6 +107,19 @@ def _by_prefix(work: Workspace, ref: Ref) -> Digest:
             next_step="give more digits" if found else "vpstore ls",
         )
     return found[0]
+
+
+def _refuse_forged_key(work: Workspace, stage: StageRef, manifest: Manifest) -> None:
+    pointer = work.checkout.pointers.read(stage)
+    key = manifest.build.key()
+    if pointer is not None and pointer.artifact == manifest.digest and pointer.key != key:
+        raise BadManifest(
+            "a pointer names a key that its artifact was not built under",
+            where=work.checkout.relative(work.checkout.pointers.path(stage)),
+            expected=key,
+            found=pointer.key,
+            next_step=f"vpstore build {stage} writes it anew",
+        )
 
 
 def _mind_the_lock(work: Workspace, stage: StageRef, artifact: Digest, *, refuse: bool) -> None:

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test test-slow lint bench clean help
+.PHONY: repro test test-slow lint clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,9 +27,6 @@ test-slow: $(BIN)/.installed  ## the long ones: the chain twice from scratch, ot
 
 lint: $(BIN)/.installed  ## ruff and mypy --strict
 	ruff check . && ruff format --check . && mypy
-
-bench: $(BIN)/.installed  ## measurements, written as JSON and as the table in docs
-	python -m benchmarks
 
 clean:  ## the environment and caches; never the store
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

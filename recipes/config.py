@@ -143,7 +143,8 @@ def validated(model: type[ParamsBase], values: Mapping[str, Any], *, where: str)
         # JSON mode: arrays become tuples and integers become floats where the field says so, and nothing else is bent.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key makes two complaints, unknown and missing; the unknown one says what to mend.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "(the table itself)"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UsageError(

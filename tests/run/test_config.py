@@ -67,6 +67,13 @@ def test_what_is_wrong_is_refused_by_name(tmp_path: Path, place: config.Place, t
     assert caught.value.next_step
 
 
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(tmp_path: Path, place: config.Place) -> None:
+    with pytest.raises(UsageError) as caught:
+        _params(tmp_path, "[convert]\nrte = 1.0\n", PROFILE, place)
+    assert caught.value.where.endswith("rte")
+    assert "and 1 more" in caught.value.expected
+
+
 def test_missing_file_and_missing_params_class(tmp_path: Path, place: config.Place) -> None:
     with pytest.raises(UsageError, match="missing"):
         config.stage_params(tmp_path, profile={}, place=place)

@@ -77,7 +77,11 @@ def param_keys(checkout: Checkout, object: str, stage: str) -> dict[str, list[st
 def environment(prepared: Prepared) -> dict[str, str]:
     """What may change bytes but is in no key: Python, the packages that the closure imports, the device kind."""
     files = closure(_ROOT, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)
-    found = {"python": platform.python_version(), "device": f"{runtime.device()} {platform.machine()}"}
+    # A patch release of Python changes no arithmetic; which one it was stands in the attestation's builder.
+    found = {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "device": f"{runtime.device()} {platform.machine()}",
+    }
     for name in sorted({name for file in files for name in _imported(_ROOT / file.path)}):
         try:
             found[name] = metadata.version(name)

@@ -27,6 +27,7 @@ RANKS = {
     "vpstore.pipeline": 6,
     "vpstore.verbs": 7,
     "vpstore.building": 8,
+    "vpstore.rebuilding": 8,
     "vpstore.api": 9,
     "vpstore.cli": 10,
     "vpstore.__main__": 11,
@@ -73,7 +74,7 @@ def room(module: str) -> str:
     raise AssertionError(f"{module} stands in no room: give it a rank")
 
 
-PACKAGES = {"vpstore", "vpstore.schema", "vpstore.storage", "vpstore.verbs", "vpstore.cli"}
+PACKAGES = {"vpstore", *(f"vpstore.{name}" for name in ("schema", "storage", "storage.remotes", "verbs", "api", "cli"))}
 MODULES = modules()
 
 

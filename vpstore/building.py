@@ -71,20 +71,27 @@ def build(
     """
     job = _job(work, ref, relocate)
     key = job.record.key()
-    manifest = None if force else find_build(work, ref, job.record, environment=job.environment)
-    is_cached = manifest is not None
-    if manifest is None:
-        with (
-            atomic.disk_errors(work.store.root, f"building {ref}"),
-            work.store.lock(key, waiting=lambda: work.narrator.warn(f"{ref}: another process builds it; waiting")),
-        ):
-            manifest = None if force else find_build(work, ref, job.record, environment=job.environment)
-            is_cached = manifest is not None
-            if manifest is None:
-                manifest = _make(work, job)
-                work.store.drop_scratch(key)
-    _mind_reproduction(work, manifest)
-    return _finish(work, manifest, is_cached=is_cached)
+    with atomic.disk_errors(work.store.root, f"building {ref}"):
+        if not force and (found := _from_cache(work, job)) is not None:
+            return found
+        waiting = f"{ref}: another process builds it; waiting"
+        with work.store.lock(key, waiting=lambda: work.narrator.warn(waiting)):
+            if not force and (found := _from_cache(work, job)) is not None:
+                return found
+            built = _make(work, job)
+            work.store.drop_scratch(key)
+    return built
+
+
+def _from_cache(work: Workspace, job: _Job) -> Built | None:
+    """The result of an earlier build; found and shown while nothing can be collected."""
+    with work.store.changing(waiting=lambda: _say_collecting(work)):
+        manifest = find_build(work, job.ref, job.record, environment=job.environment)
+        return None if manifest is None else _finish(work, manifest, is_cached=True)
+
+
+def _say_collecting(work: Workspace) -> None:
+    work.narrator.warn("vpstore gc is at work in this store; waiting")
 
 
 def planned_key(work: Workspace, ref: StageRef) -> tuple[Digest, bool]:
@@ -120,19 +127,22 @@ def _parent(work: Workspace, ref: StageRef, parent: StageRef) -> Digest:
     return pointer.artifact
 
 
-def _make(work: Workspace, job: _Job) -> Manifest:
-    """Run the recipe and publish its result."""
+def _make(work: Workspace, job: _Job) -> Built:
+    """Run the recipe, publish its result, and show it."""
     prepared = job.preparation.prepared
-    for source in prepared.sources:
-        check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
-    inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
     scratch = work.store.scratch(job.record.key())
     watch = Stopwatch()
     work.narrator.note(f"{job.ref}: {prepared.recipe_entry}, key {job.record.key().short}")
     try:
-        staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
-        publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
-        return publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
+        with work.store.roots.running(artifacts=[*job.parents.values()]):
+            for source in prepared.sources:
+                check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
+            inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
+            staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
+            publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
+            with work.store.changing(waiting=lambda: _say_collecting(work)):
+                manifest = publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
+                return _finish(work, manifest, is_cached=False)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; nothing was published",
@@ -164,10 +174,12 @@ def _mind_reproduction(work: Workspace, manifest: Manifest) -> None:
 
 
 def _finish(work: Workspace, manifest: Manifest, *, is_cached: bool) -> Built:
-    """View, reports, and last of all the pointer."""
+    """View, reports, root, and last of all the pointer."""
+    _mind_reproduction(work, manifest)
     path = materialize(work, manifest)
     restore_reports(work, manifest)
     with atomic.disk_errors(work.checkout.views, "writing the pointer"):
+        work.store.roots.hold(work.checkout.root, f"{work.checkout.profile}/{manifest.ref}", manifest.digest)
         work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
     statement = build_statement(work, manifest)
     return Built(

@@ -37,6 +37,7 @@ class CheckoutConfig:
     lock: str
     weights: str  # of all profiles
     reports: str  # of all profiles
+    trusted_keys: str | None = None  # the folder of public keys (*.pem) whose signatures count here
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Checkout:
         """
         root, table = _locate(start.absolute())
         fields = Fields(table, where=f"{root / 'pyproject.toml'}: tool.vpstore", error=UsageError)
-        config = CheckoutConfig(
-            *(check_path(fields.text(key), where=fields.where) for key in CheckoutConfig.__dataclass_fields__)
-        )
+        required = ("objects", "profiles", "lock", "weights", "reports")
+        paths = {key: check_path(fields.text(key), where=fields.where) for key in required}
+        keys = fields.optional("trusted_keys", str)
+        config = CheckoutConfig(**paths, trusted_keys=None if keys is None else check_path(keys, where=fields.where))
         fields.done()
         name = profile or os.environ.get(PROFILE_VARIABLE) or _profile_of_params(root)
         check_name(name, where="profile")

@@ -55,7 +55,8 @@ def serve() -> None:
     import rfc8785
     import yaml
 
-    import vpstore.api
+    import vpstore.api.building
+    import vpstore.api.reading
     from vpstore.cli import main
 
     del sqlite3, tomllib, rfc8785, yaml, vpstore  # loaded beforehand, used by the commands

@@ -242,7 +242,7 @@ class Project:
         for top in (self.store, self.root / "weights", self.root / "reports"):
             for path in sorted(top.rglob("*")):
                 parts = path.relative_to(self.root).parts
-                if path.is_file() and not path.is_symlink() and not {"work", "locks", "tmp"} & set(parts):
+                if path.is_file() and not path.is_symlink() and not {"work", "locks", "tmp", "running"} & set(parts):
                     found["/".join(parts)] = path.read_bytes()
         return found
 

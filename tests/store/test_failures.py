@@ -157,7 +157,7 @@ def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
-    """blob fsync < rename < directory fsync, for every blob; then manifest, attestation, key, and the pointer last."""
+    """blob fsync < rename < directory fsync, for every blob; then manifest, attestation, key, root, the pointer last."""
     edit(built, "configs/plant.toml", "step = 2", "step = 6")
     trace = tmp_path / "trace"
     calls = "trace=fsync,rename,renameat,renameat2"
@@ -181,9 +181,9 @@ def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
     artifact = built.json("resolve", "plant")["artifact"][7:]
     manifest = next(i for i, (_, _, target) in enumerate(renamed) if target.endswith(f"{artifact[:2]}/{artifact[2:]}"))
     assert order[-1] == "pointer"
-    assert set(order[:manifest]) == {"blob"}
-    rest = [kind for kind in order[manifest + 1 :] if kind in ("attestation", "key", "pointer")]
-    assert rest == ["attestation", "key", "pointer"]
+    assert set(order[:manifest]) == {"running root", "blob"}  # first of all, what the build needs
+    rest = [kind for kind in order[manifest + 1 :] if kind != "other"]
+    assert rest == ["attestation", "key", "root", "pointer"]
 
 
 def events_of(trace: str) -> list[tuple[str, str, str]]:
@@ -197,5 +197,12 @@ def events_of(trace: str) -> list[tuple[str, str, str]]:
 
 
 def kind_of(target: str) -> str:
-    parts = {"/blobs/": "blob", "/attestations/": "attestation", "/keys/": "key", "/refs/": "pointer"}
+    parts = {
+        "/blobs/": "blob",
+        "/roots/running/": "running root",
+        "/roots/": "root",
+        "/attestations/": "attestation",
+        "/keys/": "key",
+        "/refs/": "pointer",
+    }
     return next((kind for part, kind in parts.items() if part in target), "other")

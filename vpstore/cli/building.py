@@ -18,7 +18,7 @@ from vpstore.cli.printing import figure_text, print_json, print_table, seconds_t
 from vpstore.errors import NotLocked, UsageError
 
 if TYPE_CHECKING:
-    from vpstore.api import SummaryRow
+    from vpstore.api.building import SummaryRow
     from vpstore.building import Built
 
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and its key; change nothing.")
 def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float | None, **rest: Any) -> None:
     """Build a stage from its config, inputs and recipe, or take it from the build cache."""
-    from vpstore import api
+    from vpstore.api import building as api
 
     if everything == bool(refs):
         raise UsageError("build wants refs or --all", expected="one of them", next_step="vpstore build --help")
@@ -57,7 +57,7 @@ def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float 
 @click.option("--force", is_flag=True, help="Import even if the build cache has the artifact.")
 def import_donor(name: str, path: Path, *, force: bool, profile: str | None, as_json: bool) -> None:
     """Import a donor from a folder, held against the SHA-256 that its provenance pins."""
-    from vpstore import api
+    from vpstore.api import building as api
 
     built = api.import_donor(name, path, work=workspace(profile, create=True), force=force)
     if as_json:
@@ -72,7 +72,7 @@ def import_donor(name: str, path: Path, *, force: bool, profile: str | None, as_
 @click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
 def lock(refs: tuple[str, ...], *, check: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
     """Accept what is built as what was agreed, in vpstore.lock; without refs, everything."""
-    from vpstore import api
+    from vpstore.api import building as api
 
     work = workspace(profile)
     if check:
@@ -115,7 +115,7 @@ def pipeline(*, write: bool, profile: str | None, as_json: bool) -> None:
 
 
 def _print_plan(refs: tuple[str, ...], profile: str | None, *, as_json: bool) -> None:
-    from vpstore import api
+    from vpstore.api import building as api
 
     rows = api.plan(*refs, work=workspace(profile))
     if as_json:
@@ -127,7 +127,7 @@ def _print_plan(refs: tuple[str, ...], profile: str | None, *, as_json: bool) ->
 
 
 def _print_lock_check(work: Any, *, as_json: bool) -> None:
-    from vpstore import api
+    from vpstore.api import building as api
 
     faults = api.lock_check(work=work)
     if as_json:

@@ -21,7 +21,7 @@ from vpstore.errors import FaultsFound, UsageError
 @click.option("--full", is_flag=True, help="Read every byte again, whatever was verified before.")
 def resolve(ref: str, *, locked: bool, full: bool, profile: str | None, as_json: bool) -> None:
     """Verify an artifact and print the path of the directory that shows it."""
-    from vpstore import api
+    from vpstore.api import reading as api
 
     found = api.resolve(ref, work=workspace(profile), locked=locked, full=full)
     if as_json:
@@ -41,7 +41,7 @@ def resolve(ref: str, *, locked: bool, full: bool, profile: str | None, as_json:
 @command("ls", example="vpstore ls --json", codes=(10,))
 def ls(*, profile: str | None, as_json: bool) -> None:
     """List what is built, and how it stands to vpstore.lock."""
-    from vpstore import api
+    from vpstore.api import reading as api
 
     rows = api.ls(work=workspace(profile))
     if as_json:
@@ -55,7 +55,7 @@ def ls(*, profile: str | None, as_json: bool) -> None:
 @click.argument("ref", shell_complete=complete_ref)
 def show(ref: str, *, profile: str | None, as_json: bool) -> None:
     """Show an artifact: its files, what it was built from, and who attested it."""
-    from vpstore import api
+    from vpstore.api import reading as api
 
     shown = api.show(ref, work=workspace(profile))
     if as_json:
@@ -82,7 +82,7 @@ def show(ref: str, *, profile: str | None, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every ref, and all else that lies in the store.")
 def verify(refs: tuple[str, ...], *, everything: bool, profile: str | None, as_json: bool) -> None:
     """Read everything again and list all damage, down to the tensor; without refs, every ref."""
-    from vpstore import api
+    from vpstore.api import reading as api
 
     if everything and refs:
         raise UsageError("verify wants refs or --all", expected="one of them", next_step="vpstore verify --help")
@@ -101,7 +101,7 @@ def verify(refs: tuple[str, ...], *, everything: bool, profile: str | None, as_j
 @command("doctor", example="vpstore doctor")
 def doctor(*, profile: str | None, as_json: bool) -> None:
     """Check that everything is here that the other commands need, and say what to do if not."""
-    from vpstore import api
+    from vpstore.api import reading as api
 
     found = api.doctor(profile=profile)
     if as_json:

@@ -2,8 +2,9 @@
 
 Place in the path: under everything that changes a disk. Each file is written under a temporary name, fsynced, given its
 mode, renamed to its final name, and its directory fsynced; so a name that exists has its bytes, also after a power cut.
-Invariants: every write, fsync, rename, link and unlink of the package is one of the functions below, so that faults can
-be injected in one place; a temporary file never outlives its writer except by a kill.
+Invariants: every write, fsync, rename, link and unlink of the package is one of the functions below, which go through
+`system.disk`, so that faults can be injected in one place; a temporary file never outlives its writer except by a kill;
+modes respect the umask, so that a store is as private, or as open to a group, as the people who write to it.
 
 Example:
     with TemporaryFile(store.tmp) as out:
@@ -15,9 +16,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -26,6 +26,7 @@ from blake3 import blake3
 
 from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
+from vpstore.storage import system
 
 READ_ONLY: Final = 0o444
 CHUNK: Final = 8 << 20
@@ -37,7 +38,7 @@ def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        system.disk.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -46,7 +47,7 @@ def fsync_file(path: Path) -> None:
     """Make the bytes of a file durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        system.disk.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -56,30 +57,37 @@ def make_directory(path: Path) -> None:
     if path.is_dir():
         return
     make_directory(path.parent)
-    path.mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # another process was faster; if it is no directory, the next step says so
+        system.disk.mkdir(path)
     fsync_directory(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:
     """Give a durable file its final name, replacing what was there, and make the name durable."""
-    os.replace(source, target)
+    system.disk.rename(source, target)
     fsync_directory(target.parent)
 
 
 def keep_aside(damaged: Path, aside: Path) -> None:
     """Give a damaged file a second name before another file takes its first, so that no name is ever missing."""
-    os.link(damaged, aside)
+    system.disk.link(damaged, aside)
     fsync_directory(aside.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file if it is there."""
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        system.disk.unlink(path)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory and everything in it if it is there; links are removed, never followed."""
-    shutil.rmtree(path, ignore_errors=False) if path.is_dir() and not path.is_symlink() else remove(path)
+    if path.is_symlink() or not path.is_dir():
+        remove(path)
+        return
+    for inner in sorted(path.iterdir()):
+        remove_tree(inner)
+    system.disk.rmdir(path)
 
 
 def temporary_name(folder: Path) -> Path:
@@ -100,7 +108,7 @@ class TemporaryFile:
         """Append bytes; short writes are continued until all are written."""
         left = memoryview(data).cast("B")
         while left:
-            left = left[self._file.write(left) :]
+            left = left[system.disk.write(self._file.fileno(), left) :]
         self._state.update(data)
         self.size_bytes += len(data)
         return len(data)
@@ -112,8 +120,9 @@ class TemporaryFile:
 
     def settle(self, *, mode: int = READ_ONLY) -> None:
         """Make the bytes durable and close; the name is still the temporary one."""
-        os.fchmod(self._file.fileno(), mode)
-        os.fsync(self._file.fileno())
+        # The file was made under the umask: what that took from the group and the world stays taken.
+        os.fchmod(self._file.fileno(), mode & os.fstat(self._file.fileno()).st_mode)
+        system.disk.fsync(self._file.fileno())
         self._file.close()
 
     def commit(self, target: Path, *, mode: int = READ_ONLY) -> None:
@@ -171,6 +180,11 @@ def digest_file(path: Path) -> tuple[Digest, int]:
     return Digest.from_hex(state.hexdigest()), size
 
 
+def make_read_only(path: Path) -> None:
+    """Take the write permission from everybody, and give nobody a permission that was not there."""
+    path.chmod(READ_ONLY & path.stat().st_mode)
+
+
 def clone(source: Path, target: Path) -> bool:
     """Create `target` sharing the bytes of `source` (a reflink).
 
@@ -184,7 +198,7 @@ def clone(source: Path, target: Path) -> bool:
         except OSError:
             cloned = False
         else:
-            os.fchmod(copy.fileno(), READ_ONLY)
+            os.fchmod(copy.fileno(), READ_ONLY & os.fstat(copy.fileno()).st_mode)
             cloned = True
     if not cloned:
         remove(target)
@@ -202,7 +216,7 @@ def copy(source: Path, target: Path) -> None:
 
 def link(target: Path, text: str) -> None:
     """Create a symbolic link that reads `text`."""
-    os.symlink(text, target)
+    system.disk.symlink(text, target)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +147,7 @@ class Blobs:
         if self.is_whole(digest):
             atomic.remove(source)
             return
-        os.chmod(source, atomic.READ_ONLY)
+        atomic.make_read_only(source)
         atomic.fsync_file(source)
         self._place(source, digest)
 

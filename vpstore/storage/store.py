@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from vpstore.storage import atomic
 from vpstore.storage.attestations import Attestations
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.keys import Keys
+from vpstore.storage.roots import Roots
 from vpstore.storage.stamps import Stamps
 
 NAME: Final = ".vpstore"
@@ -41,6 +42,7 @@ class Store:
     blobs: Blobs
     keys: Keys
     attestations: Attestations
+    roots: Roots
 
     @classmethod
     def open(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
@@ -62,7 +64,8 @@ class Store:
             )
         tmp = root / "tmp"
         blobs = Blobs(root / "blobs" / "blake3", tmp, root / "quarantine", stamps or Stamps())
-        return cls(root, blobs, Keys(root / "keys", tmp), Attestations(root / "attestations", tmp))
+        roots = Roots(root / "roots", tmp, root / "locks")
+        return cls(root, blobs, Keys(root / "keys", tmp), Attestations(root / "attestations", tmp), roots)
 
     @classmethod
     def create(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
@@ -121,21 +124,34 @@ class Store:
         """Remove the folder of a finished build."""
         atomic.remove_tree(self.root / "work" / key.hex)
 
-    @contextmanager
-    def lock(self, key: Digest, *, waiting: Callable[[], None]) -> Iterator[None]:
+    def lock(self, key: Digest, *, waiting: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the right to build `key`; the kernel frees it when the process ends, however it ends.
 
         Args:    waiting: called once if somebody else holds it.
         """
+        return self._locked(key.hex, waiting=waiting)
+
+    def changing(self, *, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Keep `gc` from sweeping while blobs are stored or found that no root leads to yet. Many may hold it."""
+        return self._locked("store", waiting=waiting, is_shared=True)
+
+    def sweeping(self, *, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Be the only one who changes the store: for `gc`, while it marks and sweeps."""
+        return self._locked("store", waiting=waiting)
+
+    @contextmanager
+    def _locked(self, name: str, *, waiting: Callable[[], None], is_shared: bool = False) -> Iterator[None]:
         import fcntl
 
-        descriptor = os.open(self.root / "locks" / f"{key.hex}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # Read access is enough to lock, so that another user's file of a shared store serves as well.
+        descriptor = os.open(self.root / "locks" / f"{name}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, kind)
             yield
         finally:
             os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Remotes: where blobs are shared, each behind the same few calls."""

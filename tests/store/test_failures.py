@@ -157,7 +157,7 @@ def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
-    """blob fsync < rename < directory fsync, for every blob; then manifest, attestation, key, root, the pointer last."""
+    """blob fsync < rename < directory fsync, for every blob; then manifest, attestation, key, root and pointer."""
     edit(built, "configs/plant.toml", "step = 2", "step = 6")
     trace = tmp_path / "trace"
     calls = "trace=fsync,rename,renameat,renameat2"

@@ -1,0 +1,1 @@
+"""Functions that ask where an artifact comes from: audit, why, diff, graph."""

@@ -1,0 +1,1 @@
+"""Functions that keep and delete: gc."""

@@ -1,0 +1,1 @@
+"""Functions that build again to prove: reproduce."""

@@ -1,0 +1,1 @@
+"""Functions that move bytes between stores: push, pull, repair."""

@@ -1,0 +1,1 @@
+"""Functions that sign and hand out: attest, export."""

@@ -1,0 +1,1 @@
+"""Commands that ask where an artifact comes from: audit, why, diff, graph."""

@@ -1,0 +1,1 @@
+"""Commands that build again to prove: reproduce."""

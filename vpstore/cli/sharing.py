@@ -1,0 +1,1 @@
+"""Commands that move bytes between stores: push, pull, repair."""

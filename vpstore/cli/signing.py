@@ -1,0 +1,1 @@
+"""Commands that sign and hand out: attest, export."""

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test test-slow lint clean help
+.PHONY: repro test test-slow faults bench lint clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ test: $(BIN)/.installed  ## the default tests: offline, CPU, under five minutes
 
 test-slow: $(BIN)/.installed  ## the long ones: the chain twice from scratch, other thread settings
 	pytest -m slow
+
+bench: $(BIN)/.installed  ## measure beside DVC and b3sum; writes JSON and the table of docs/MEASURES.md
+	python -m benchmarks.run
 
 lint: $(BIN)/.installed  ## ruff and mypy --strict
 	ruff check . && ruff format --check . && mypy

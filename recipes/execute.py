@@ -5,8 +5,7 @@ code closure: the digests come out the same whatever the order, the number of pr
 
 What is in the scratch folder, all of it safe to find again after a kill:
     intermediates/NN-<name>.safetensors    whole or absent
-    shards/ and shards.done/               see recipes.tensors.ShardWriter
-    files/                                 written anew each time
+    shards/, shards.done/, files/          see recipes.tensors.ShardWriter; files are written anew each time
 
 Example:
     >>> staged = carry_out(Job("recipes.expand_depth", params, threads, inputs, sources, scratch), progress)
@@ -84,7 +83,7 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
         made = _stage(job, Plan(tensors, result.files), progress, order)
         report = result.report
     else:
-        job = replace(job, intermediates=_intermediates(recipe, job, progress))
+        job = replace(job, intermediates=compute_intermediates(recipe, job, progress))
         plan = recipe.plan(job.context(progress))
         made = _stage(job, plan, progress, order)
         report = plan.report or Report()
@@ -95,7 +94,7 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
     refuse_missed(job.entry, report)
     reports = report_files(report)
     _refuse_twice([*made, *(file.name for file in reports)])
-    return Made({**made, **_write_files(job.scratch / "files", reports)}, job.intermediates, report)
+    return Made({**made, **write_files(job.scratch / "files", reports)}, job.intermediates, report)
 
 
 def _finished(name: str, value: Tensor) -> PlannedTensor:
@@ -107,7 +106,8 @@ def _finished(name: str, value: Tensor) -> PlannedTensor:
     return PlannedTensor(name, DTYPE_NAMES[value.dtype], tuple(value.shape), lambda: value)
 
 
-def _intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str, Path]:
+def compute_intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str, Path]:
+    """A recipe's intermediates, in their order; files that an interrupted build left are taken up."""
     if not hasattr(recipe, "intermediates"):
         return {}
     from recipes.tensors import write_safetensors
@@ -143,12 +143,11 @@ def _stage(
     missing = [t.name for t in plan.tensors if not is_kept(t.name)]
     _compute(job, plan, writer, order(missing), progress)
     found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
-    return {**found, **_write_files(job.scratch / "files", files)}
+    return {**found, **write_files(job.scratch / "files", files)}
 
 
 def _compute(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress) -> None:
-    workers, total = min(_workers(), len(names)), len(plan.tensors)
-    kept = total - len(names)
+    workers, total, kept = min(_workers(), len(names)), len(plan.tensors), len(plan.tensors) - len(names)
     if workers > 1 and not hasattr(job.recipe(), "run"):
         for done in _in_processes(job, [list(names[i::workers]) for i in range(workers)]):
             kept += done
@@ -211,7 +210,8 @@ def compute_share(job: Job, names: Sequence[str]) -> int:
     return len(names)
 
 
-def _write_files(folder: Path, files: Sequence[PlannedFile]) -> dict[str, tuple[str, Path]]:
+def write_files(folder: Path, files: Sequence[PlannedFile]) -> dict[str, tuple[str, Path]]:
+    """Write files beside the shards."""
     made: dict[str, tuple[str, Path]] = {}
     for planned in files:
         path = folder / planned.name

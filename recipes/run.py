@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes import config, execute, runtime
+from recipes import recompute as again
 from recipes.recipe import InputArtifact, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Staged, StagedFile
+from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
@@ -30,7 +31,7 @@ from vpstore.schema.ref import StageRef
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
 CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
 # Never in one: they move bytes, or hold values that stand in the key themselves.
-CODE_EXCLUDE = ("recipes.run", "recipes.execute", "recipes.config", "recipes.params", "vpstore")
+CODE_EXCLUDE = ("recipes.run", "recipes.execute", "recipes.recompute", "recipes.config", "recipes.params", "vpstore")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,12 +96,33 @@ def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Pa
 
     Raises:  RecipeRefused, GateMissed.
     """
+    return _staged(execute.carry_out(_job(prepared, inputs, scratch), progress))
+
+
+def recompute(
+    prepared: Prepared,
+    inputs: Mapping[str, ResolvedInput],
+    selection: Selection,
+    scratch: Path,
+    progress: Progress,
+) -> Staged:
+    """Compute some tensors of a plan again; the shards in `scratch` hold nothing else.
+
+    Raises:  UsageError: the recipe is a training; RecipeRefused.
+    """
+    job = _job(prepared, inputs, scratch)
+    return _staged(again.recompute(job, selection.names, given=selection.intermediates, progress=progress))
+
+
+def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> execute.Job:
     params = dict(prepared.params)
     threads = params.pop("runtime")["threads"]
     parents = {role: InputArtifact(role, found.ref, str(found.artifact), found.path) for role, found in inputs.items()}
     sources = {source.role: source.path for source in prepared.sources}
-    job = execute.Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
-    made = execute.carry_out(job, progress)
+    return execute.Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
+
+
+def _staged(made: execute.Made) -> Staged:
     return Staged(
         files=[StagedFile(name, media_type, path) for name, (media_type, path) in sorted(made.files.items())],
         intermediates=[

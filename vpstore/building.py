@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
+from vpstore.holdings import pointer_name, view_name
 from vpstore.preparation import Preparation, prepare
 from vpstore.runner import Prepared, ResolvedInput
 from vpstore.schema.digest import Digest
@@ -27,7 +28,7 @@ from vpstore.storage.pointers import Pointer
 from vpstore.surroundings import Stopwatch
 from vpstore.verbs.cache import build_statement, find_build
 from vpstore.verbs.compare import Comparison, compare_with_lock
-from vpstore.verbs.materialize import materialize
+from vpstore.verbs.materialize import materialize, view_path
 from vpstore.verbs.publish import Publication, publish
 from vpstore.verbs.reports import restore_reports
 from vpstore.verbs.resolve import verified_manifest
@@ -85,13 +86,12 @@ def build(
 
 def _from_cache(work: Workspace, job: _Job) -> Built | None:
     """The result of an earlier build; found and shown while nothing can be collected."""
-    with work.store.changing(waiting=lambda: _say_collecting(work)):
+    with work.changing():
         manifest = find_build(work, job.ref, job.record, environment=job.environment)
-        return None if manifest is None else _finish(work, manifest, is_cached=True)
-
-
-def _say_collecting(work: Workspace) -> None:
-    work.narrator.warn("vpstore gc is at work in this store; waiting")
+        if manifest is None:
+            return None
+        work.store.keys.add(job.record.key(), manifest.digest)  # durable now, even if its writer died before that
+        return _finish(work, manifest, is_cached=True)
 
 
 def planned_key(work: Workspace, ref: StageRef) -> tuple[Digest, bool]:
@@ -140,7 +140,7 @@ def _make(work: Workspace, job: _Job) -> Built:
             inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
             staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
             publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
-            with work.store.changing(waiting=lambda: _say_collecting(work)):
+            with work.changing():
                 manifest = publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
                 return _finish(work, manifest, is_cached=False)
     except KeyboardInterrupt:
@@ -174,12 +174,14 @@ def _mind_reproduction(work: Workspace, manifest: Manifest) -> None:
 
 
 def _finish(work: Workspace, manifest: Manifest, *, is_cached: bool) -> Built:
-    """View, reports, root, and last of all the pointer."""
+    """Root, view, reports, and last of all the pointer; called while nothing can be collected."""
     _mind_reproduction(work, manifest)
+    profile, view = work.checkout.profile, view_path(work, manifest).name
+    with atomic.disk_errors(work.store.root, "registering the pointer"):
+        work.hold(dict.fromkeys((pointer_name(profile, manifest.ref), view_name(profile, view)), manifest.digest))
     path = materialize(work, manifest)
     restore_reports(work, manifest)
     with atomic.disk_errors(work.checkout.views, "writing the pointer"):
-        work.store.roots.hold(work.checkout.root, f"{work.checkout.profile}/{manifest.ref}", manifest.digest)
         work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
     statement = build_statement(work, manifest)
     return Built(

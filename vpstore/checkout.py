@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,15 @@ from vpstore.schema.objects import Objects, parse_objects
 from vpstore.schema.paths import check_path
 from vpstore.schema.ref import StageRef, check_name
 from vpstore.storage.pointers import Pointers
+from vpstore.storage.refusals import disk_errors
 
 PROFILE_VARIABLE: Final = "VPSTORE_PROFILE"
+# A params.yaml that says nothing else, which needs no YAML to be read; a name that begins with two letters is never one
+# of YAML's numbers, and the lookahead leaves out its words for true, false and null.
+_ONLY_PROFILE: Final = re.compile(
+    r"(?:[ ]*(?:#[ -~]*)?\n)*profile:[ ]+(?!(?:y|yes|n|no|true|false|on|off|null)\b)([a-z]{2}[a-z0-9_-]{0,77})[ ]*\n"
+    r"(?:[ ]*(?:#[ -~]*)?\n)*"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,20 @@ class CheckoutConfig:
     weights: str  # of all profiles
     reports: str  # of all profiles
     trusted_keys: str | None = None  # the folder of public keys (*.pem) whose signatures count here
+
+    @classmethod
+    def parse(cls, table: Any, *, where: str) -> CheckoutConfig:
+        """Read the table.
+
+        Raises:  UsageError: a missing or unknown field, a path that leads out of the checkout.
+        """
+        fields = Fields(table, where=where, error=UsageError)
+        required = ("objects", "profiles", "lock", "weights", "reports")
+        paths = {key: check_path(fields.text(key), where=fields.where) for key in required}
+        keys = fields.optional("trusted_keys", str)
+        config = cls(**paths, trusted_keys=None if keys is None else check_path(keys, where=fields.where))
+        fields.done()
+        return config
 
 
 @dataclass(frozen=True)
@@ -56,12 +78,7 @@ class Checkout:
         Raises:  UsageError: no pyproject.toml with [tool.vpstore] upwards, a bad table, no profile, an unknown profile.
         """
         root, table = _locate(start.absolute())
-        fields = Fields(table, where=f"{root / 'pyproject.toml'}: tool.vpstore", error=UsageError)
-        required = ("objects", "profiles", "lock", "weights", "reports")
-        paths = {key: check_path(fields.text(key), where=fields.where) for key in required}
-        keys = fields.optional("trusted_keys", str)
-        config = CheckoutConfig(**paths, trusted_keys=None if keys is None else check_path(keys, where=fields.where))
-        fields.done()
+        config = CheckoutConfig.parse(table, where=f"{root / 'pyproject.toml'}: tool.vpstore")
         name = profile or os.environ.get(PROFILE_VARIABLE) or _profile_of_params(root)
         check_name(name, where="profile")
         checkout = cls(root, name, config)
@@ -97,6 +114,11 @@ class Checkout:
         return self.root / self.config.weights / self.profile
 
     @property
+    def outputs(self) -> tuple[Path, Path]:
+        """The folders of what builds make, of all profiles: they decide nothing that a stage is prepared from."""
+        return self.root / self.config.weights, self.root / self.config.reports
+
+    @property
     def pointers(self) -> Pointers:
         """This profile's pointers."""
         return Pointers(self.views / "refs")
@@ -118,10 +140,11 @@ class Checkout:
 
         Raises:  BadManifest: damaged.
         """
-        try:
-            data = self.lock_path.read_bytes()
-        except FileNotFoundError:
-            return Lockfile()
+        with disk_errors(self.lock_path, "reading the lock"):
+            try:
+                data = self.lock_path.read_bytes()
+            except FileNotFoundError:
+                return Lockfile()
         return Lockfile.decode(data, where=str(self.lock_path))
 
     def relative(self, path: Path) -> str:
@@ -138,8 +161,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("a configuration file is missing", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError("a file is not TOML", where=str(path), found=str(error)) from error
+    except OSError as error:
+        raise UsageError("a configuration file cannot be read", where=str(path), found=str(error.strerror)) from error
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits, too deep
+        raise UsageError("a file is not TOML", where=str(path), found=str(error)[:200]) from error
 
 
 def _locate(start: Path) -> tuple[Path, dict[str, Any]]:
@@ -158,18 +183,30 @@ def _locate(start: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _profile_of_params(root: Path) -> str:
-    import yaml
-
     file = root / "params.yaml"
     try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(
             "no profile is chosen",
             where=str(file),
             expected=f"--profile, {PROFILE_VARIABLE} or `profile:` in params.yaml",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError("params.yaml cannot be read", where=str(file), found=str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("params.yaml is not YAML", where=str(file), found=str(error)) from error
+    if match := _ONLY_PROFILE.fullmatch(text):
+        return match[1]
+    return _profile_of_yaml(text, file)
+
+
+def _profile_of_yaml(text: str, file: Path) -> str:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError("params.yaml is not YAML", where=str(file), found=str(error)) from error
     profile = value.get("profile") if isinstance(value, dict) else None
     if not isinstance(profile, str):

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol, TextIO
+from collections.abc import Callable
+from typing import Final, Protocol, TextIO
+
+_MIB: Final = 1 << 20
 
 
 class Narrator(Protocol):
@@ -24,6 +27,9 @@ class Narrator(Protocol):
 
     def progress(self, label: str, done: int, total: int) -> None:
         """`done` of `total` steps of `label` are finished."""
+
+    def transfer(self, label: str, done_bytes: int, total_bytes: int) -> None:
+        """So many bytes of a transfer have moved; one thread calls at a time."""
 
 
 class Silent:
@@ -40,6 +46,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, label: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def transfer(self, label: str, done_bytes: int, total_bytes: int) -> None:
         """Nothing."""
 
 
@@ -64,6 +73,18 @@ class Console:
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Redraw the line."""
+        self._draw(label, done, total, lambda seconds: f"{done}/{total}")
+
+    def transfer(self, label: str, done_bytes: int, total_bytes: int) -> None:
+        """Redraw the line, with the rate since the transfer began."""
+
+        def text(seconds: float) -> str:
+            rate = done_bytes / seconds if seconds > 0 else 0.0
+            return f"{done_bytes / _MIB:.1f}/{total_bytes / _MIB:.1f} MiB  {rate / _MIB:.1f} MiB/s"
+
+        self._draw(label, done_bytes, total_bytes, text)
+
+    def _draw(self, label: str, done: int, total: int, text: Callable[[float], str]) -> None:
         now = time.monotonic()
         if not self._is_terminal or (done < total and label == self._label and now - self._drawn < 0.1):
             return
@@ -71,7 +92,8 @@ class Console:
             self._label, self._began = label, now
         self._drawn = now
         left = (now - self._began) * (total - done) / done if done else 0.0
-        print(f"\r\x1b[K{label}  {done}/{total}  {left:.0f} s left", end="", file=self._stream, flush=True)
+        line = f"{label}  {text(now - self._began)}  {left:.0f} s left"
+        print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
         if done >= total:
             self._clear()
 

@@ -1,8 +1,9 @@
 """A stage prepared: what would go into its build now, from the working tree, without building it.
 
 Place in the path: config -> **recipe** -> key. Build makes the key from it; resolve and lock compare it with what a
-manifest records, to say what is stale.
-Invariants: reads config and code only; no input has to be built and no source has to be there.
+manifest records, to say what is stale. Only resolve, which warns and decides nothing, may take a remembered outline.
+Invariants: reads config and code only; no input has to be built and no source has to be there; a key is never made from
+anything remembered.
 
 Example:
     preparation = prepare(work, ref); preparation.record(inputs).key()
@@ -10,15 +11,25 @@ Example:
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vpstore.code import closure
-from vpstore.runner import Prepared
+import vpstore
 from vpstore.schema.digest import Digest, parse_sha256
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, RecipeFile, SourceRecord
 from vpstore.schema.ref import StageRef
+from vpstore.storage.memory import Memory
+from vpstore.storage.observing import Observation, begun_ns
 from vpstore.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vpstore.runner import Prepared
+
+# Variables that change from one command to the next and that no runner goes by.
+_CHANGING: Final = frozenset({"_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
 
     Raises:  UsageError, RecipeRefused.
     """
+    from vpstore.code import closure
+
     prepared = work.runner.prepare(work.checkout, ref.object, ref.stage)
     files = closure(
         work.checkout.root, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude
@@ -63,33 +76,86 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
     return Preparation(ref, prepared, files)
 
 
-def staleness(work: Workspace, manifest: Manifest) -> tuple[str, ...]:
+class Outline(NamedTuple):
+    """What of a preparation staleness compares: small, and JSON, so that it can be remembered."""
+
+    entry: str
+    code: str  # digest
+    params_digest: str
+    params: dict[str, Any]
+    files: dict[str, str]  # recipe file -> digest
+    sources: list[list[Any]]
+    tokenizer: list[Any] | None
+
+    @classmethod
+    def of(cls, record: BuildRecord) -> Outline:
+        """The outline of a record, from a manifest or from the working tree."""
+        return cls(
+            entry=record.entry,
+            code=record.code_digest(),
+            params_digest=record.params_digest(),
+            params=record.params,
+            files=dict(record.recipe_files),
+            sources=[list(row) for row in record.sources],
+            tokenizer=None if record.tokenizer is None else list(record.tokenizer),
+        )
+
+
+def staleness(work: Workspace, manifest: Manifest, *, remembered: bool = False) -> tuple[str, ...]:
     """What differs between an artifact's build and the working tree, in words; empty if nothing does.
 
+    Args:    remembered: an outline that was worked out before will do if nothing that decided it has changed since.
     Raises:  UsageError, RecipeRefused: the working tree cannot be prepared.
     """
-    now = prepare(work, manifest.ref).record(manifest.build.inputs)
+    then = Outline.of(manifest.build)
+    now = _remembered_outline(work, manifest.ref) if remembered else Outline.of(prepare(work, manifest.ref).record(()))
     reasons = []
-    if now.code_digest() != manifest.build.code_digest():
-        reasons.append("code: " + _differing_files(manifest.build, now))
-    if now.params_digest() != manifest.build.params_digest():
-        names = sorted(
-            name
-            for name in now.params.keys() | manifest.build.params.keys()
-            if now.params.get(name) != manifest.build.params.get(name)
-        )
-        reasons.append("params: " + ", ".join(names))
-    if now.sources != manifest.build.sources:
+    if now.code != then.code:
+        reasons.append("code: " + _differing_files(then, now))
+    if now.params_digest != then.params_digest:
+        names = now.params.keys() | then.params.keys()
+        reasons.append("params: " + ", ".join(sorted(n for n in names if now.params.get(n) != then.params.get(n))))
+    if now.sources != then.sources:
         reasons.append("sources")
-    if now.tokenizer != manifest.build.tokenizer:
+    if now.tokenizer != then.tokenizer:
         reasons.append("tokenizer")
     reasons.extend(f"input {role}" for role in _moved_inputs(work, manifest))
     return tuple(reasons)
 
 
-def _differing_files(before: BuildRecord, now: BuildRecord) -> str:
-    differing = sorted({row.path for row in set(before.recipe_files) ^ set(now.recipe_files)})
-    return ", ".join(differing) if differing else f"entry {before.entry} -> {now.entry}"
+def _remembered_outline(work: Workspace, ref: StageRef) -> Outline:
+    """The outline of a stage, from memory if every file that decided it is as it was."""
+    memory, question = Memory(), _question(work, ref)
+    known = memory.recall(question)
+    if known is not None:
+        return Outline(*known)
+    with Observation() as seen:
+        outline = Outline.of(prepare(work, ref).record(()))
+    checkout = work.checkout
+    paths = seen.witnesses(checkout.root, outside=checkout.outputs)
+    if paths is not None:
+        # These were read before the observation began.
+        paths |= {
+            str(path) for path in (checkout.root / "pyproject.toml", checkout.objects_path, checkout.profile_path)
+        }
+        memory.remember(question, outline, paths=paths, since_ns=begun_ns() or 0)
+    return outline
+
+
+def _question(work: Workspace, ref: StageRef) -> str:
+    """Everything besides files that a runner's answer may depend on; time and chance may not."""
+    checkout = work.checkout
+    environment = {name: value for name, value in os.environ.items() if name not in _CHANGING}
+    path = [folder for folder in sys.path if folder != str(checkout.root)]  # loading the runner adds it
+    return repr((
+        vpstore.__version__, str(checkout.root), checkout.config, checkout.profile, str(ref), os.getcwd(),
+        sys.version, tuple(sys.flags), sys.prefix, path, sorted(environment.items()),
+    ))  # fmt: skip
+
+
+def _differing_files(then: Outline, now: Outline) -> str:
+    differing = sorted({path for path, _ in then.files.items() ^ now.files.items()})
+    return ", ".join(differing) if differing else f"entry {then.entry} -> {now.entry}"
 
 
 def _moved_inputs(work: Workspace, manifest: Manifest) -> list[str]:

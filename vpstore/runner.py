@@ -13,8 +13,10 @@ Example:
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,12 +25,14 @@ from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
+from vpstore.storage import atomic
 
 __all__ = [
     "Prepared",
     "PreparedSource",
     "ResolvedInput",
     "Runner",
+    "Selection",
     "Staged",
     "StagedFile",
     "TokenizerRecord",
@@ -91,6 +95,14 @@ class Staged:
     intermediates: list[StagedFile] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which tensors of a plan are to be computed again, on their own."""
+
+    names: tuple[str, ...]
+    intermediates: Mapping[str, Path] | None = None  # what many tensors need, by name; None: computed again, too
+
+
 class Runner(Protocol):
     """The module-level functions of a runner module."""
 
@@ -111,6 +123,21 @@ class Runner(Protocol):
         Raises:  RecipeRefused, GateMissed.
         """
 
+    def recompute(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, ResolvedInput],
+        selection: Selection,
+        scratch: Path,
+        progress: ProgressFunction,
+    ) -> Staged:
+        """Compute some tensors of a plan. Optional: only `reproduce --sample` and `--tensor` ask for it.
+
+        Returns: shards at their full size and with their headers, of which only the selected tensors are computed; the
+                 plan's other files; the intermediates, if they were computed.
+        Raises:  UsageError: the recipe is no plan, so its tensors cannot be had one by one; RecipeRefused.
+        """
+
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
 
@@ -123,6 +150,7 @@ def load_runner(checkout: Checkout) -> Runner:
     root, name = str(checkout.root), checkout.objects.runner
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
+    _drop_stale_bytecode(checkout.root / name.split(".")[0])
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -137,3 +165,16 @@ def load_runner(checkout: Checkout) -> Runner:
     if missing:
         raise UsageError("the runner lacks functions", where=name, found=", ".join(missing))
     return cast(Runner, module)
+
+
+def _drop_stale_bytecode(package: Path) -> None:
+    """Remove compiled modules that are older than the last change of their source.
+
+    Python compares size and whole seconds of mtime only: a params module edited twice within a second, or with its times
+    put back, would otherwise run as it was, and give the key of what it was.
+    """
+    for source in package.rglob("*.py") if package.is_dir() else ():
+        compiled = Path(importlib.util.cache_from_source(str(source)))
+        with suppress(OSError):  # absent, or another user's: Python then looks at the times, as ever
+            if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
+                atomic.remove(compiled)

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -41,7 +42,22 @@ class Stopwatch:
             environment=dict(environment),
             git=git_state(root),
             builder_version={"vpstore": vpstore.__version__, "python": platform.python_version()},
+            machine=machine(),
         )
+
+
+def machine() -> dict[str, str]:
+    """The model of the CPU and how many cores there are: what may explain that two builds differ. No name of a host."""
+    return {"cpu": _cpu_model(), "cores": str(os.cpu_count() or 0)}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((model for model in models if model), platform.processor() or platform.machine())
 
 
 def git_state(root: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A workspace: the checkout, the store that serves it, and who is told about the work.
 
 Place in the path: the first argument of every verb, so that verbs take few others.
-Invariants: only `build` and `import` make a store; every other command meets NoStore instead.
+Invariants: only `build`, `import`, `pull` and `resolve` with --fetch or --rebuild make a store; every other command
+meets NoStore instead.
 
 Example:
     work = Workspace.find(Path.cwd()); work.store.blobs
@@ -9,12 +10,16 @@ Example:
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from vpstore.checkout import Checkout
+from vpstore.holdings import IDENTITY_FILE, read_identity
 from vpstore.narration import Narrator, Silent
 from vpstore.runner import Runner, load_runner
 from vpstore.schema.digest import Digest
@@ -57,6 +62,40 @@ class Workspace:
         if entry is None:
             return "absent"
         return "same" if entry.artifact == artifact else "differs"
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Keep `gc` away, as `Store.changing()` does, and say so if it is at work and has to be waited for."""
+        return self.store.changing(waiting=lambda: self.narrator.warn("vpstore gc is at work in this store; waiting"))
+
+    def hold(self, artifacts: Mapping[str, Digest]) -> None:
+        """Record in the store that this checkout has artifacts, so that `gc` of any other checkout keeps them.
+
+        Called under `changing()`, before the pointer, view or lock entry is made; `holdings` has the names.
+        """
+        if self._is_shared and not self._identity_path.exists():
+            atomic.write_once(self._identity_path, os.urandom(16).hex().encode() + b"\n")
+        self.store.roots.hold_all(self.checkout.root, artifacts, identity=self.identity)
+
+    def is_held(self, artifacts: Mapping[str, Digest]) -> bool:
+        """Whether the store already knows that this checkout has them; writes nothing."""
+        return self.store.roots.holds(self.checkout.root, artifacts, identity=self.identity)
+
+    @property
+    def identity(self) -> str:
+        """What tells this checkout from another one at the same path, in a container or on another host.
+
+        Empty before anything is held; and always if the store lies in the checkout, as it can have no such other then.
+        """
+        return read_identity(self._identity_path) if self._is_shared else ""
+
+    @property
+    def _is_shared(self) -> bool:
+        root, store = os.path.realpath(self.checkout.root), os.path.realpath(self.store.root)
+        return not store.startswith(root + os.sep) or os.path.ismount(store)
+
+    @property
+    def _identity_path(self) -> Path:
+        return self.checkout.root / self.checkout.config.weights / IDENTITY_FILE
 
     @cached_property
     def runner(self) -> Runner:

@@ -237,12 +237,12 @@ class Project:
         return self.store / "blobs" / "blake3" / digits[:2] / digits[2:]
 
     def listing(self) -> dict[str, bytes]:
-        """Every file of the store and of the weights, without what is temporary."""
+        """Every file of the store and of the weights, without what is temporary or says which checkouts there are."""
         found = {}
         for top in (self.store, self.root / "weights", self.root / "reports"):
             for path in sorted(top.rglob("*")):
                 parts = path.relative_to(self.root).parts
-                if path.is_file() and not path.is_symlink() and not {"work", "locks", "tmp", "running"} & set(parts):
+                if path.is_file() and not path.is_symlink() and not {"work", "locks", "tmp", "roots"} & set(parts):
                     found["/".join(parts)] = path.read_bytes()
         return found
 

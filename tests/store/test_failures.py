@@ -158,6 +158,7 @@ def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
     """blob fsync < rename < directory fsync, for every blob; then manifest, attestation, key, root and pointer."""
+    built.run("resolve", "plant@sprout")  # this copy of a checkout makes itself and the parent's view known
     edit(built, "configs/plant.toml", "step = 2", "step = 6")
     trace = tmp_path / "trace"
     calls = "trace=fsync,rename,renameat,renameat2"

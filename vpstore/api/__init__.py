@@ -17,6 +17,11 @@ from typing import Any, Final
 FUNCTIONS: Final = {
     "build": "building", "build_all": "building", "import_donor": "building", "lock": "building",
     "lock_check": "building", "plan": "building",
+    "audit": "auditing", "diff": "auditing", "graph": "auditing", "why": "auditing",
+    "attest": "signing", "export": "signing",
+    "rebuild": "reproducing", "reproduce": "reproducing", "reproduction_plan": "reproducing",
+    "pull": "sharing", "push": "sharing", "repair": "sharing",
+    "gc": "keeping",
     "doctor": "reading", "ls": "reading", "open": "reading", "resolve": "reading", "show": "reading",
     "verify": "reading",
 }  # fmt: skip

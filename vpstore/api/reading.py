@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpstore.api.targets import plain
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef, parse_ref
-from vpstore.verbs.doctor import Diagnosis, examine
-from vpstore.verbs.listing import Listed, Shown, list_built
-from vpstore.verbs.listing import show as show_manifest
 from vpstore.verbs.materialize import materialize, view_faults, view_path
-from vpstore.verbs.reading import Artifact
 from vpstore.verbs.resolve import resolve as resolve_ref
-from vpstore.verbs.verify import Fault, verifiable
-from vpstore.verbs.verify import verify as verify_refs
 from vpstore.workspace import LockStatus, Workspace
+
+# What resolve does not need is imported where it is used: resolve should cost a fifth of a second.
+if TYPE_CHECKING:
+    from vpstore.schema.fault import Fault
+    from vpstore.verbs.doctor import Diagnosis
+    from vpstore.verbs.listing import Listed, Shown
+    from vpstore.verbs.reading import Artifact
 
 
 @dataclass(frozen=True)
@@ -36,45 +38,81 @@ class ResolvedPath:
     locked: LockStatus
 
 
-def resolve(ref: str, *, work: Workspace | None = None, locked: bool = False, full: bool = False) -> ResolvedPath:
+def resolve(
+    ref: str,
+    *,
+    work: Workspace | None = None,
+    locked: bool = False,
+    full: bool = False,
+    fetch: bool | str = False,
+) -> ResolvedPath:
     """Verify the artifact of a ref and show it as a directory.
 
-    Args:    locked: refuse what is not the lock's; full: read every blob again.
-    Raises:  NoStore, NoSuchRef, BlobMissing, DigestMismatch, BadManifest, NotLocked.
+    Args:    locked: refuse what is not the lock's; full: read every blob again; fetch: have what is missing of it from
+             the default DVC remote, or from the one of this name; without it nothing is ever fetched.
+    Raises:  NoStore, NoSuchRef, BlobMissing, DigestMismatch, BadManifest, NotLocked; RemoteFailure.
     """
-    work = work or Workspace.find(Path.cwd())
-    found = resolve_ref(work, parse_ref(ref), locked=locked, full=full)
-    path = materialize(work, found.manifest)
+    work = work or Workspace.find(Path.cwd(), create=fetch is not False)
+    if fetch is not False:
+        from vpstore.api import sharing
+
+        sharing.fetch(parse_ref(ref), work=work, remote=fetch if isinstance(fetch, str) else None, locked=locked)
+    with work.changing():  # an artifact that no root leads to yet stays until its view does
+        found = resolve_ref(work, parse_ref(ref), locked=locked, full=full)
+        path = materialize(work, found.manifest)
     return ResolvedPath(found.ref, found.artifact, path, found.manifest.size_bytes, found.locked)
 
 
 def ls(*, work: Workspace | None = None) -> list[Listed]:
     """List what is built."""
+    from vpstore.verbs.listing import list_built
+
     return list(list_built(work or Workspace.find(Path.cwd())))
 
 
 def show(ref: str, *, work: Workspace | None = None) -> Shown:
     """Show one artifact: manifest, parents, attestations; its blobs are verified as `resolve` does."""
+    from vpstore.verbs.listing import show as show_manifest
+
     work = work or Workspace.find(Path.cwd())
     return show_manifest(work, resolve_ref(work, parse_ref(ref)).manifest)
 
 
-def verify(*refs: str, work: Workspace | None = None, everything: bool = False) -> list[Fault]:
+def verify(
+    *refs: str,
+    work: Workspace | None = None,
+    everything: bool = False,
+    quick: bool = False,
+    remote: bool | str = False,
+) -> list[Fault]:
     """Read everything again, views too, and list all faults.
 
-    Args:    refs: none means every ref; everything: also what in the store no ref leads to.
+    Args:    refs: none means every ref; everything: also what in the store no ref leads to; quick: believe valid stat
+             stamps for the bytes of blobs and copies; remote: read back what the default DVC remote, or the one of
+             this name, has of the refs and of all they were built from, instead of the store.
     """
+    from vpstore.verbs.verify import verifiable
+    from vpstore.verbs.verify import verify as verify_refs
+
     work = work or Workspace.find(Path.cwd())
+    if remote is not False:
+        from vpstore.api import sharing
+
+        name = remote if isinstance(remote, str) else None
+        return sharing.verify_remote(*refs, work=work, remote=name, everything=everything)
     stages = [work.checkout.objects.find(plain(ref)) for ref in refs] or list(verifiable(work))
-    faults = set(verify_refs(work, stages, everything=everything))
+    with work.changing():  # a blob that gc removed after it was listed is no fault
+        faults = set(verify_refs(work, stages, everything=everything, quick=quick))
     sound = [stage for stage in stages if not any(fault.where.startswith(f"{stage}:") for fault in faults)]
     for stage in sound:
-        faults.update(_view_faults(work, stage))
+        faults.update(_view_faults(work, stage, full=not quick))
     return sorted(faults)
 
 
 def doctor(*, profile: str | None = None) -> Diagnosis:
     """Examine checkout, store and surroundings."""
+    from vpstore.verbs.doctor import examine
+
     return examine(Path.cwd(), profile=profile)
 
 
@@ -83,12 +121,16 @@ def open(ref: str, *, work: Workspace | None = None) -> Artifact:
 
     Raises:  as `resolve`.
     """
+    from vpstore.verbs.reading import Artifact
+
     work = work or Workspace.find(Path.cwd())
     return Artifact(work, resolve_ref(work, parse_ref(ref)).manifest)
 
 
-def _view_faults(work: Workspace, stage: StageRef) -> list[Fault]:
+def _view_faults(work: Workspace, stage: StageRef, *, full: bool) -> list[Fault]:
     """What a present view shows wrongly; an absent one is made again by resolve and is no fault."""
+    from vpstore.schema.fault import Fault
+
     pointer = work.checkout.pointers.read(stage)
     if pointer is None:
         return []
@@ -99,5 +141,5 @@ def _view_faults(work: Workspace, stage: StageRef) -> list[Fault]:
     where = f"{stage}: view {work.checkout.relative(view)}"
     return [
         Fault(f"{where}/{path}", "the artifact's file", "missing, changed or foreign")
-        for path in view_faults(work, manifest, full=True)
+        for path in view_faults(work, manifest, full=full)
     ]

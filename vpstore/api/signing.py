@@ -1,1 +1,103 @@
-"""Functions that sign and hand out: attest, export."""
+"""attest, export: the functions that sign an artifact and hand it out.
+
+Place in the path: composes verbs into what a person calls; the command line is a skin over it.
+
+Example:
+    api.attest("vpMoE", key=Path("release.pem"), out=Path("vpMoE.sig"))
+    api.export("vpMoE", Path("/tmp/vpMoE"))
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpstore.schema.digest import Digest
+from vpstore.schema.ref import StageRef, parse_ref
+from vpstore.signatures import load_signing_key
+from vpstore.verbs.attest import (
+    refuse_for_bundle,
+    refuse_place,
+    sign_build,
+    sign_files,
+    store_envelope,
+    write_bundle,
+)
+from vpstore.verbs.export import export as export_artifact
+from vpstore.verbs.export import refuse_target
+from vpstore.verbs.materialize import materialize, view_path
+from vpstore.verbs.resolve import resolve as resolve_ref
+from vpstore.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Attested:
+    """What was signed, with which key, and where the signatures lie."""
+
+    ref: StageRef
+    artifact: Digest
+    keyid: str
+    algorithm: str
+    envelope: Path  # in the store
+    is_new: bool  # False: this key had signed the same statement before
+    bundle: Path | None  # the Model Signing bundle, if one was asked for
+    view: Path  # the directory that the bundle is about
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact and the plain directory that now holds it."""
+
+    ref: StageRef
+    artifact: Digest
+    path: Path
+    files: int  # with artifact.json
+    size_bytes: int  # without it
+
+
+def attest(
+    ref: str, *, key: Path, out: Path | None = None, work: Workspace | None = None, is_dry_run: bool = False
+) -> Attested:
+    """Sign what is known of an artifact's build, and with `out` also its files as a Model Signing bundle.
+
+    Args:    key: a private key as PEM; out: where the bundle goes, outside store and views; is_dry_run: sign, to see
+             that it can be done, but write nothing.
+    Raises:  UsageError: the key or the place will not do; as `resolve`.
+    """
+    work = work or Workspace.find(Path.cwd())
+    signing_key = load_signing_key(key)
+    if key.stat().st_mode & 0o077:
+        work.narrator.warn(f"others have access to the private key {key}; chmod 600 it")
+    if out is not None:
+        refuse_for_bundle(signing_key)
+        refuse_place(work, out, key=key)
+    found = resolve_ref(work, parse_ref(ref))
+    envelope = sign_build(work, found.manifest, signing_key)
+    view = view_path(work, found.manifest) if out is None or is_dry_run else materialize(work, found.manifest)
+    bundle = None if out is None else sign_files(work, found.manifest, signing_key, view=view)
+    path = work.store.attestations.envelope_path(found.artifact, envelope)
+    is_new = not path.exists()
+    if not is_dry_run:
+        store_envelope(work, found.manifest, envelope)
+        if out is not None and bundle is not None:
+            write_bundle(out, bundle)
+    return Attested(
+        found.ref, found.artifact, signing_key.id, signing_key.algorithm, path, is_new, out, view
+    )  # fmt: skip
+
+
+def export(ref: str, directory: Path, *, work: Workspace | None = None, is_dry_run: bool = False) -> Exported:
+    """Write an artifact as a plain directory of real files, whole or not at all.
+
+    Args:    directory: absent or empty.
+    Raises:  UsageError: something is there, or it lies in the store or among the views; as `resolve`.
+    """
+    work = work or Workspace.find(Path.cwd())
+    target = Path(os.path.abspath(directory))
+    refuse_target(work, target)
+    found = resolve_ref(work, parse_ref(ref))
+    if not is_dry_run:
+        export_artifact(work, found.manifest, target)
+    manifest = found.manifest
+    return Exported(found.ref, found.artifact, target, len(manifest.files) + 1, manifest.size_bytes)

@@ -21,9 +21,13 @@ import click
 from vpstore.cli.exit_codes import epilog
 from vpstore.cli.printing import error_document, print_json
 from vpstore.errors import Interrupted, UsageError, VpstoreError
+from vpstore.storage import observing
 
 if TYPE_CHECKING:
     from vpstore.workspace import Workspace
+
+
+observing.begin()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -84,6 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave quietly
         code = 1
+    except OSError as error:
+        from vpstore.storage.refusals import as_error
+
+        refused = as_error(error, "", f"vpstore {' '.join(given[:1])}")
+        if refused is None:
+            raise
+        if error.filename is None:  # only output has no name: everything else that is read or written says where
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            what = f"the output cannot be written: {os.strerror(error.errno or 0)}"
+            refused = VpstoreError(what, where="standard output", next_step="send it where there is room")
+        code = _report(refused, given)
     sys.exit(code if isinstance(code, int) else 0)
 
 

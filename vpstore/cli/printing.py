@@ -11,18 +11,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vpstore.errors import VpstoreError
+
+if TYPE_CHECKING:
+    from vpstore.schema.reproduction import Outcome
 
 SCHEMA: Final = 1
 
 
 def print_json(document: dict[str, Any]) -> None:
     """One versioned document."""
-    click.echo(json.dumps({"schema": SCHEMA, **document}, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps({"schema": SCHEMA, **document}, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path whose bytes are not UTF-8: as escapes, which JSON can hold
+        text = json.dumps({"schema": SCHEMA, **document}, indent=2, default=str)
+    click.echo(text)
 
 
 def error_document(error: VpstoreError) -> dict[str, Any]:
@@ -63,6 +71,16 @@ def size_text(size_bytes: int | None) -> str:
 def seconds_text(seconds: float | None) -> str:
     """A duration for people."""
     return "?" if seconds is None else f"{seconds:.1f} s"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """What came out of building an artifact again, in a few words."""
+    part = "whole" if outcome.method == "whole" else f"{outcome.tensors} of {outcome.tensors_total} tensors"
+    given = f", {len(outcome.given_intermediates)} intermediates given" if outcome.given_intermediates else ""
+    if not outcome.total_bytes:
+        return f"{outcome.result}, {part}, no tensors"
+    share = outcome.proved_bytes / outcome.total_bytes
+    return f"{outcome.result}, {part}{given}, {share:.1%} of the tensor bytes identical"
 
 
 def figure_text(figure: Any) -> str:

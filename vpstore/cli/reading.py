@@ -8,22 +8,39 @@ Example:
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 
 from vpstore.cli.group import cli, command, complete_ref, leave, workspace
-from vpstore.cli.printing import print_json, print_table, seconds_text, size_text
-from vpstore.errors import FaultsFound, UsageError
+from vpstore.cli.printing import outcome_text, print_json, print_table, seconds_text, size_text
+from vpstore.errors import BlobMissing, DigestMismatch, FaultsFound, UsageError
 
 
-@command("resolve", example="path=$(vpstore resolve vpDense)", codes=(10, 11, 12, 13, 14, 15))
+@command("resolve", example="path=$(vpstore resolve vpDense)", codes=(10, 11, 12, 13, 14, 15, 16, 20))
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--locked", is_flag=True, help="Refuse what is not exactly what vpstore.lock says.")
 @click.option("--full", is_flag=True, help="Read every byte again, whatever was verified before.")
-def resolve(ref: str, *, locked: bool, full: bool, profile: str | None, as_json: bool) -> None:
+@click.option("--rebuild", is_flag=True, help="If it is not whole here, run recipes again; only equal bytes count.")
+@click.option("--fetch", is_flag=True, help="Have what is missing of it from a DVC remote; else nothing is fetched.")
+@click.option("-r", "--remote", metavar="REMOTE", help="With --fetch: another DVC remote than the default one.")
+def resolve(ref: str, *, locked: bool, full: bool, rebuild: bool, as_json: bool, **rest: Any) -> None:
     """Verify an artifact and print the path of the directory that shows it."""
     from vpstore.api import reading as api
 
-    found = api.resolve(ref, work=workspace(profile), locked=locked, full=full)
+    if rest["remote"] is not None and not rest["fetch"]:
+        raise UsageError("a remote is named, and nothing is to be fetched", next_step="add --fetch")
+    work = workspace(rest["profile"], create=rebuild or rest["fetch"])
+    try:
+        found = api.resolve(ref, work=work, locked=locked, full=full, fetch=rest["remote"] or rest["fetch"])
+    except (BlobMissing, DigestMismatch):
+        if not rebuild:
+            raise
+        from vpstore.api import reproducing
+
+        reproducing.rebuild(ref, work=work)
+        found = api.resolve(ref, work=work, locked=locked, full=full)
     if as_json:
         print_json(
             {
@@ -35,7 +52,7 @@ def resolve(ref: str, *, locked: bool, full: bool, profile: str | None, as_json:
             }
         )
     else:
-        click.echo(found.path)
+        click.echo(os.fsencode(found.path))  # the path itself, whatever the locale makes of its letters
 
 
 @command("ls", example="vpstore ls --json", codes=(10,))
@@ -75,18 +92,28 @@ def show(ref: str, *, profile: str | None, as_json: bool) -> None:
         click.echo(
             f"  attested  {facts.finished_on}, {seconds_text(facts.duration_seconds)}, git {facts.git['commit']}"
         )
+    for signed in shown.signatures:
+        unknown = f"nobody trusted here, key {', '.join(keyid[:12] for keyid in signed.keyids)}"
+        by = "by " + (", ".join(signed.signers) or unknown)
+        click.echo(f"  signed    {by if signed.fault is None else f'FAULTY: {signed.fault.what}'}")
+    for again in shown.reproductions:
+        click.echo(f"  rebuilt   {again.facts.finished_on}, {outcome_text(again.outcome)}")
 
 
-@command("verify", example="vpstore verify --all", codes=(3, 10, 11))
+@command("verify", example="vpstore verify --all", codes=(3, 10, 11, 16))
 @click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
 @click.option("--all", "everything", is_flag=True, help="Every ref, and all else that lies in the store.")
-def verify(refs: tuple[str, ...], *, everything: bool, profile: str | None, as_json: bool) -> None:
+@click.option("--full/--quick", default=True, help="Every byte; or believe the stat stamps of unchanged blobs.")
+@click.option("--remote", is_flag=True, help="Read back what a DVC remote has, instead of the store.")
+@click.option("-r", "name", metavar="REMOTE", help="With --remote: another one than the default.")
+def verify(refs: tuple[str, ...], *, everything: bool, full: bool, as_json: bool, **rest: Any) -> None:
     """Read everything again and list all damage, down to the tensor; without refs, every ref."""
     from vpstore.api import reading as api
 
     if everything and refs:
         raise UsageError("verify wants refs or --all", expected="one of them", next_step="vpstore verify --help")
-    faults = api.verify(*refs, work=workspace(profile), everything=everything)
+    remote = rest["name"] or rest["remote"]
+    faults = api.verify(*refs, work=workspace(rest["profile"]), everything=everything, quick=not full, remote=remote)
     if as_json:
         print_json({"ok": not faults, "faults": [fault.to_json() for fault in faults]})
     for fault in faults if not as_json else ():

@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vpstore.errors import BadManifest
@@ -38,6 +38,7 @@ class BuildFacts:
     environment: Mapping[str, str]  # package versions and device kind: equal ones make a cache hit
     git: Mapping[str, Any]  # {"commit": hex or null, "dirty": bool or null}
     builder_version: Mapping[str, str]  # vpstore and python
+    machine: Mapping[str, str] = field(default_factory=dict)  # model of the CPU and number of cores; empty in old ones
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Statement:
                 "buildDefinition": {
                     "buildType": BUILD_TYPE,
                     "externalParameters": {"object": manifest.object, "stage": manifest.stage, "build_key": key},
-                    "internalParameters": {"environment": dict(facts.environment), "git": dict(facts.git)},
+                    "internalParameters": _internal(facts),
                     "resolvedDependencies": _dependencies(manifest.build),
                 },
                 "runDetails": {
@@ -104,6 +105,11 @@ class Statement:
         return cls(Digest.from_hex(subjects[0][1]), key, _facts(definition, details), document)
 
 
+def _internal(facts: BuildFacts) -> dict[str, Any]:
+    machine = {"machine": dict(facts.machine)} if facts.machine else {}
+    return {"environment": dict(facts.environment), "git": dict(facts.git), **machine}
+
+
 def _facts(definition: Fields, details: Fields) -> BuildFacts:
     internal = definition.inner("internalParameters")
     metadata = details.inner("metadata")
@@ -119,6 +125,7 @@ def _facts(definition: Fields, details: Fields) -> BuildFacts:
         environment=_texts(internal.take("environment", dict), internal.where),
         git=internal.take("git", dict),
         builder_version=_texts(builder.take("version", dict), builder.where),
+        machine=_texts(internal.optional("machine", dict) or {}, internal.where),
     )
 
 

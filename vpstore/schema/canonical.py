@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final, NoReturn
 
 from vpstore.errors import BadManifest
@@ -19,6 +20,10 @@ from vpstore.errors import BadManifest
 MAX_BYTES: Final = 64 << 20  # a manifest of 100,000 files is about 30 MB
 MAX_DEPTH: Final = 64
 _MAX_EXACT: Final = 2**53 - 1
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_PLAIN: Final = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
 
 
 def canonical_bytes(value: Any, *, where: str = "") -> bytes:
@@ -27,9 +32,13 @@ def canonical_bytes(value: Any, *, where: str = "") -> bytes:
     Raises:  BadManifest: the value has no JSON form (NaN, an integer beyond 2**53 - 1, a lone surrogate, a foreign
              type) or is nested deeper than MAX_DEPTH.
     """
-    import rfc8785
-
     _check_depth(value, where)
+    try:
+        return _text(value).encode("utf-8")
+    except UnicodeError as error:
+        raise BadManifest("a value has no canonical JSON form", where=where, found=str(error)) from error
+    except TypeError:  # not a JSON value: the reference implementation says why
+        import rfc8785
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeError) as error:
@@ -70,6 +79,8 @@ def parse_strict(data: bytes, *, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise BadManifest("a document is not strict JSON", where=where, found=str(error)[:200]) from error
     _check_depth(value, where)
+    if _SURROGATE.search(data) and _has_lone_surrogate(value):
+        raise BadManifest("a document has half of a character", where=where, expected="no lone surrogates")
     return value
 
 
@@ -81,8 +92,11 @@ def readable_bytes(value: Any) -> bytes:
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"key {name[:200]!r} appears twice")
+            seen.add(name)
     return value
 
 
@@ -103,6 +117,23 @@ def _finite(text: str) -> float:
     return number
 
 
+def _has_lone_surrogate(value: Any) -> bool:
+    """Escapes may write what UTF-8 cannot; such text could not be written again."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return True
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+    return False
+
+
 def _check_depth(value: Any, where: str) -> None:
     level, depth = [value], 0
     while level:
@@ -115,3 +146,59 @@ def _check_depth(value: Any, where: str) -> None:
             elif isinstance(item, (list, tuple)):
                 below.extend(item)
         level, depth = below, depth + 1
+
+
+def _text(value: Any) -> str:
+    """RFC 8785, by the standard library's encoder wherever that writes the same.
+
+    Raises:  TypeError: not a JSON value; UnicodeError: a lone surrogate in a key.
+    """
+    if _is_plain(value):
+        return _PLAIN.encode(value)
+    if type(value) is dict:
+        if not all(type(key) is str for key in value):
+            raise TypeError
+        rows = sorted(value.items(), key=lambda row: row[0].encode("utf-16be"))
+        return "{" + ",".join(f"{_PLAIN.encode(key)}:{_text(inner)}" for key, inner in rows) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if type(value) is float and value - value == 0:  # neither infinite nor NaN
+        return _number(value)
+    raise TypeError
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the standard library's encoder writes a value as RFC 8785 does: all but odd floats, integers and keys."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str) or item is None:
+            continue
+        if isinstance(item, int):
+            if not -_MAX_EXACT <= item <= _MAX_EXACT:
+                return False
+        elif type(item) is dict:
+            if not all(type(key) is str and key.isascii() for key in item):  # UTF-16 sorts others in another order
+                return False
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        else:
+            return False
+    return True
+
+
+def _number(value: float) -> str:
+    """A finite float as ECMAScript prints it: the digits that Python prints, with other exponents."""
+    if value <= 0:
+        return "-" + _number(-value) if value else "0"
+    digits, _, exponent = repr(value).partition("e")
+    if not exponent:
+        return digits.removesuffix(".0")
+    power = int(exponent)
+    if not -7 < power < 21:
+        return f"{digits}e{power:+d}"
+    digits = digits.replace(".", "")
+    if power < 0:
+        return "0." + digits.rjust(len(digits) - power - 1, "0")
+    return digits.ljust(power + 1, "0")  # Python prints an exponent from 1e16 on, and never more than 17 digits

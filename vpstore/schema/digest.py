@@ -20,6 +20,7 @@ from vpstore.errors import BadManifest
 
 PREFIX: Final = "blake3:"
 _DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -70,6 +71,11 @@ class Digest(str):
     def short(self) -> str:
         """The first 12 hex digits: enough for names of views and for tables, never for identity."""
         return self[len(PREFIX) : len(PREFIX) + 12]
+
+
+def is_hex(text: str, digits: int) -> bool:
+    """Whether a text is so many lowercase hex digits."""
+    return len(text) == digits and _HEX.fullmatch(text) is not None
 
 
 def parse_sha256(text: object, *, where: str = "") -> str:

@@ -28,6 +28,7 @@ SAFETENSORS: Final = "application/vnd.safetensors"
 MAX_HEADER_BYTES: Final = 32 << 20  # the stock library allows 100 MB; 80,000 tensors need about 12 MB
 MAX_TENSORS: Final = 1_000_000
 _MAX_RANK: Final = 32
+_MIN_NESTING: Final = 12  # bytes of a header for each bracket: a tensor has three and needs more than 40
 BITS: Final[Mapping[str, int]] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
@@ -140,6 +141,8 @@ def parse_header(head: bytes, *, file_size: int, where: str) -> ShardLayout:
         raise BadManifest("a safetensors header is cut off", where=where, expected=f"{end} bytes", found=f"{len(head)}")
     if head[8:9] != b"{":
         raise BadManifest("a safetensors header is not a JSON object", where=where, expected="'{' at byte 8")
+    if (count := head.count(b"[", 8, end) + head.count(b"{", 8, end)) > (end - 8) // _MIN_NESTING + 2:
+        raise BadManifest("a safetensors header is mostly brackets", where=where, found=f"{count} in {end - 8} bytes")
     fields = parse_strict(head[8:end], where=where)
     if not isinstance(fields, dict) or len(fields) > MAX_TENSORS:
         raise BadManifest(

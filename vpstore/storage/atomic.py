@@ -15,9 +15,9 @@ Example:
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -26,19 +26,22 @@ from blake3 import blake3
 
 from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
-from vpstore.storage import system
+from vpstore.storage import hashing, system
+from vpstore.storage.refusals import disk_errors as disk_errors
 
 READ_ONLY: Final = 0o444
-CHUNK: Final = 8 << 20
-_PARALLEL: Final = 1 << 20  # below this size, handing the work to threads costs more than it gives
+CHUNK: Final = 1 << 20  # stays in a core's cache while it is read, hashed and written
 _FICLONE: Final = 0x40049409
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable, where the file system has a way to."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         system.disk.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
 
@@ -62,6 +65,36 @@ def make_directory(path: Path) -> None:
     fsync_directory(path.parent)
 
 
+def fsync_up(folder: Path, top: Path) -> None:
+    """Make durable every name from `top` down to what is in `folder`.
+
+    For what was found rather than written: whoever made it may have died between the name and its fsync.
+    """
+    fsync_directory(folder)
+    while folder != top:
+        folder = folder.parent
+        fsync_directory(folder)
+
+
+def make_plain_directory(path: Path, top: Path) -> None:
+    """As `make_directory`, for a folder inside a store: nothing is written through a link that somebody put there.
+
+    Raises:  VpstoreError: the folder, or one between `top` and it, is a symbolic link.
+    """
+    for folder in (path, *path.parents):
+        if folder == top:
+            break
+        if folder.is_symlink():
+            raise VpstoreError(
+                "a folder of the store is a symbolic link",
+                where=str(folder),
+                expected="a folder",
+                found=f"a link to {os.readlink(folder)}",
+                next_step="find out who made it, then remove it",
+            )
+    make_directory(path)
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a durable file its final name, replacing what was there, and make the name durable."""
     system.disk.rename(source, target)
@@ -69,8 +102,14 @@ def rename(source: Path, target: Path) -> None:
 
 
 def keep_aside(damaged: Path, aside: Path) -> None:
-    """Give a damaged file a second name before another file takes its first, so that no name is ever missing."""
-    system.disk.link(damaged, aside)
+    """Give a damaged file a second name before another file takes its first, so that no name is ever missing.
+
+    Of another user's file the kernel may refuse a second name: then its bytes are copied.
+    """
+    try:
+        system.disk.link(damaged, aside)
+    except PermissionError:
+        copy(damaged, aside)
     fsync_directory(aside.parent)
 
 
@@ -90,6 +129,19 @@ def remove_tree(path: Path) -> None:
     system.disk.rmdir(path)
 
 
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing if there is no such folder.
+
+    Not `Path.glob`, which takes a folder that may not be read for an empty one: what is kept would hang on that.
+
+    Raises:  OSError: it cannot be read.
+    """
+    try:
+        return [folder / name for name in sorted(os.listdir(folder))]
+    except FileNotFoundError:
+        return []
+
+
 def temporary_name(folder: Path) -> Path:
     """A name in `folder` that nobody else uses: the process and 64 random bits."""
     return folder / f"{os.getpid()}-{os.urandom(8).hex()}"
@@ -103,6 +155,8 @@ class TemporaryFile:
         self.size_bytes = 0
         self._state = blake3(max_threads=blake3.AUTO)
         self._file = self.path.open("xb", buffering=0)
+        with suppress(OSError):  # so that gc knows it for somebody's, also on another host; not every disk can
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append bytes; short writes are continued until all are written."""
@@ -119,16 +173,22 @@ class TemporaryFile:
         return Digest.from_hex(self._state.hexdigest())
 
     def settle(self, *, mode: int = READ_ONLY) -> None:
-        """Make the bytes durable and close; the name is still the temporary one."""
+        """Make the bytes durable; the name is still the temporary one."""
+        found = os.fstat(self._file.fileno())
+        if found.st_size != self.size_bytes:  # the disk took bytes that it does not have
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
         # The file was made under the umask: what that took from the group and the world stays taken.
-        os.fchmod(self._file.fileno(), mode & os.fstat(self._file.fileno()).st_mode)
+        os.fchmod(self._file.fileno(), mode & found.st_mode)
         system.disk.fsync(self._file.fileno())
-        self._file.close()
 
     def commit(self, target: Path, *, mode: int = READ_ONLY) -> None:
         """Give the file its final name."""
         self.settle(mode=mode)
         rename(self.path, target)
+
+    def lease(self) -> int:
+        """A descriptor that keeps the file locked, under whatever name, for as long as it is open."""
+        return os.dup(self._file.fileno())
 
     def __enter__(self) -> TemporaryFile:
         return self
@@ -165,19 +225,20 @@ def write_if_different(target: Path, data: bytes, *, mode: int = 0o644) -> bool:
     return True
 
 
+def write_once(target: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a small file that several may make at once: the first one's bytes stay."""
+    make_directory(target.parent)
+    with TemporaryFile(target.parent) as out:
+        out.write(data)
+        out.settle(mode=mode)
+        with suppress(FileExistsError):
+            system.disk.link(out.path, target)
+        fsync_directory(target.parent)
+
+
 def digest_file(path: Path) -> tuple[Digest, int]:
-    """The digest and size of a file, in constant memory."""
-    state = blake3()
-    size = 0
-    with path.open("rb", buffering=0) as source:
-        length = os.fstat(source.fileno()).st_size
-        if length >= _PARALLEL:
-            state = blake3(max_threads=blake3.AUTO)
-        buffer = memoryview(bytearray(max(1, min(CHUNK, length))))
-        while count := source.readinto(buffer):
-            state.update(buffer[:count])
-            size += count
-    return Digest.from_hex(state.hexdigest()), size
+    """The digest and size of a file, in constant memory; `hashing.digest_many` does many at once."""
+    return hashing.digest_file(path)
 
 
 def make_read_only(path: Path) -> None:
@@ -190,8 +251,6 @@ def clone(source: Path, target: Path) -> bool:
 
     Returns: False, with nothing left behind, where the file system cannot.
     """
-    import fcntl
-
     with source.open("rb") as original, target.open("xb") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
@@ -217,29 +276,3 @@ def copy(source: Path, target: Path) -> None:
 def link(target: Path, text: str) -> None:
     """Create a symbolic link that reads `text`."""
     system.disk.symlink(text, target)
-
-
-@contextmanager
-def disk_errors(where: Path | str, doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that say where and what next.
-
-    Raises:  VpstoreError: no space, no permission, a read-only file system, a quota, an input/output error.
-    """
-    try:
-        yield
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: "free space on this file system, then run the command again: what was finished is kept",
-            errno.EDQUOT: "raise the quota, then run the command again: what was finished is kept",
-            errno.EACCES: "give this user access to the path",
-            errno.EPERM: "give this user access to the path",
-            errno.EROFS: "mount the file system writable, or set VPSTORE_ROOT to a writable place",
-            errno.EIO: "the device reports damage: move the store to another disk",
-        }.get(error.errno or 0)
-        if advice is None:
-            raise
-        raise VpstoreError(
-            f"{doing} failed: {os.strerror(error.errno or 0)}",
-            where=str(error.filename or where),
-            next_step=advice,
-        ) from error

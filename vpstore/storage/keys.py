@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vpstore.errors import BadManifest
+from vpstore.errors import BadManifest, VpstoreError
 from vpstore.schema.canonical import canonical_bytes, parse_canonical
-from vpstore.schema.digest import Digest
+from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.fields import Fields
 from vpstore.storage import atomic
 
@@ -40,10 +40,10 @@ class Keys:
         """Record that `key` gave `artifact`."""
         target = self.folder(key) / artifact.hex
         data = canonical_bytes({"format": FORMAT, "key": key, "artifact": artifact})
-        if target.is_file() and target.read_bytes() == data:
-            return
-        atomic.make_directory(target.parent)
-        atomic.write_file(target, data, folder=self.tmp)
+        if not target.is_file() or target.read_bytes() != data:
+            atomic.make_plain_directory(target.parent, self.root)
+            atomic.write_file(target, data, folder=self.tmp)
+        atomic.fsync_up(target.parent, self.root)
 
     def artifacts(self, key: Digest) -> tuple[Digest, ...]:
         """The artifacts a key has given, in the order of digests; damaged claims are not among them."""
@@ -54,7 +54,7 @@ class Keys:
         for path in sorted(folder.iterdir()):
             try:
                 claimed = self.read(path)
-            except BadManifest:
+            except VpstoreError:
                 continue
             found.append(claimed[1])
         return tuple(found)
@@ -63,12 +63,20 @@ class Keys:
         """Every key file, sorted by path."""
         yield from sorted(path for path in self.root.rglob("*") if path.is_file())
 
+    def claims(self) -> Iterator[Path]:
+        """Every file that has the place of a key file, sorted; the name of each is an artifact's hex digits."""
+        for fan in atomic.entries(self.root):
+            for folder in atomic.entries(fan) if is_hex(fan.name, 2) else ():
+                yield from (path for path in atomic.entries(folder) if is_hex(path.name, 64))
+
     def read(self, path: Path) -> tuple[Digest, Digest]:
         """The key and artifact of one key file.
 
         Raises:  BadManifest: damaged, or its content contradicts its name.
         """
-        fields = Fields(parse_canonical(path.read_bytes(), where=str(path)), where=str(path))
+        with atomic.disk_errors(path, "reading a key file"):
+            data = path.read_bytes()
+        fields = Fields(parse_canonical(data, where=str(path)), where=str(path))
         fields.format(FORMAT)
         key, artifact = fields.digest("key"), fields.digest("artifact")
         fields.done()

@@ -72,13 +72,14 @@ class Pointers:
     def read(self, ref: StageRef) -> Pointer | None:
         """The pointer of `ref`, or None if there is none.
 
-        Raises:  BadManifest: damaged, or about another object or stage.
+        Raises:  BadManifest: damaged, or about another object or stage; VpstoreError: not readable.
         """
         path = self.path(ref)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
+        with atomic.disk_errors(path, "reading a pointer"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                return None
         try:
             pointer = Pointer.decode(data, where=str(path))
             if pointer.ref != ref:
@@ -95,4 +96,10 @@ class Pointers:
 
         Returns: whether the file changed.
         """
-        return atomic.write_if_different(self.path(pointer.ref), pointer.encode())
+        changed = atomic.write_if_different(self.path(pointer.ref), pointer.encode())
+        self.settle()
+        return changed
+
+    def settle(self) -> None:
+        """Make durable every pointer that is there: who wrote it may have died before that."""
+        atomic.fsync_up(self.root, self.root.parents[2])  # weights/<profile>/refs, down from the checkout

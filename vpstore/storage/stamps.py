@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class Stamps:
         self._max_age = max_age
         self._connection: sqlite3.Connection | None = None
         self._is_off = False
+        self._turn = threading.Lock()  # the threads of a pull share the one connection
 
     def holds(self, path: Path, digest: str) -> bool:
         """Whether `path` was verified to have `digest` and has not changed since.
@@ -115,7 +117,9 @@ class Stamps:
 
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self._folder / "stamps.sqlite", timeout=5, isolation_level=None)
+                connection = sqlite3.connect(
+                    self._folder / "stamps.sqlite", timeout=5, isolation_level=None, check_same_thread=False
+                )
                 connection.execute("pragma journal_mode=wal")
                 connection.execute("pragma synchronous=off")
                 connection.execute(_SCHEMA)
@@ -127,28 +131,30 @@ class Stamps:
     def _query(self, sql: str, values: tuple[int | str, ...]) -> tuple[int, int, int, int] | None:
         import sqlite3
 
-        connection = self._open()
-        if connection is None:
-            return None
-        try:
-            row: tuple[int, int, int, int] | None = connection.execute(sql, values).fetchone()
-        except sqlite3.Error:
-            self._is_off, self._connection = True, None
-            return None
-        return row
+        with self._turn:
+            connection = self._open()
+            if connection is None:
+                return None
+            try:
+                row: tuple[int, int, int, int] | None = connection.execute(sql, values).fetchone()
+            except sqlite3.Error:
+                self._is_off, self._connection = True, None
+                return None
+            return row
 
     def _execute(self, sql: str, rows: Sequence[tuple[int | str, ...]]) -> None:
         import sqlite3
 
-        connection = self._open()
-        if connection is None:
-            return
-        try:
-            connection.execute("begin immediate")
-            connection.executemany(sql, rows)
-            connection.execute("commit")
-        except sqlite3.Error:
-            self._is_off, self._connection = True, None
+        with self._turn:
+            connection = self._open()
+            if connection is None:
+                return
+            try:
+                connection.execute("begin immediate")
+                connection.executemany(sql, rows)
+                connection.execute("commit")
+            except sqlite3.Error:
+                self._is_off, self._connection = True, None
 
 
 def _signed(number: int) -> int:

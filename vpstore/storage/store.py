@@ -12,8 +12,8 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from vpstore.storage import atomic
 from vpstore.storage.attestations import Attestations
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.keys import Keys
+from vpstore.storage.locks import STORE, Locks
 from vpstore.storage.roots import Roots
 from vpstore.storage.stamps import Stamps
 
@@ -43,6 +44,7 @@ class Store:
     keys: Keys
     attestations: Attestations
     roots: Roots
+    locks: Locks
 
     @classmethod
     def open(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
@@ -54,6 +56,8 @@ class Store:
             found = (root / "format").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NoStore("there is no store here", where=str(root), next_step="vpstore build makes one") from None
+        except OSError as error:
+            raise _unusable(root / "format", error) from error
         if found != FORMAT:
             raise NoStore(
                 "a store of another format",
@@ -62,10 +66,16 @@ class Store:
                 found=repr(found[:40]),
                 next_step="use the version of vpstore that wrote it, or another VPSTORE_ROOT",
             )
+        try:
+            for name in _FOLDERS:  # copying tools leave out empty ones
+                atomic.make_directory(root / name)
+        except OSError as error:
+            raise _unusable(root / name, error) from error
         tmp = root / "tmp"
         blobs = Blobs(root / "blobs" / "blake3", tmp, root / "quarantine", stamps or Stamps())
-        roots = Roots(root / "roots", tmp, root / "locks")
-        return cls(root, blobs, Keys(root / "keys", tmp), Attestations(root / "attestations", tmp), roots)
+        locks = Locks(root / "locks")
+        roots = Roots(root / "roots", tmp, locks)
+        return cls(root, blobs, Keys(root / "keys", tmp), Attestations(root / "attestations", tmp), roots, locks)
 
     @classmethod
     def create(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
@@ -85,9 +95,11 @@ class Store:
             try:
                 for name in _FOLDERS:
                     atomic.make_directory(root / name)
+                    atomic.fsync_up((root / name).parent, root.parent)  # who made it may have died before that
             except (FileExistsError, NotADirectoryError) as error:
                 raise NoStore("a store cannot be made here", where=str(root), found=str(error)) from None
-            atomic.write_file(root / "format", FORMAT, folder=root / "tmp")
+            with Locks(root / "locks").shared(STORE):  # makes the lock's file, which those who only read need, too
+                atomic.write_file(root / "format", FORMAT, folder=root / "tmp")
         return cls.open(root, stamps=stamps)
 
     @classmethod
@@ -114,10 +126,22 @@ class Store:
         label = f"manifest of {what}" if what else "manifest"
         return Manifest.decode(self.blobs.read(artifact, what=label), where=f"{label} {artifact}")
 
+    def settle(self) -> None:
+        """Make durable every blob's name that was stored or found, before anything that lasts may name them."""
+        self.blobs.settle()
+        atomic.fsync_up(self.blobs.root.parent, self.root)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Store a manifest all of whose blobs are here, whoever stored them: durable, names too, when this returns."""
+        self.blobs.rely_on(manifest.blobs())
+        self.settle()
+        self.blobs.put_bytes(manifest.encoded)
+        self.settle()
+
     def scratch(self, key: Digest) -> Path:
         """The folder in which one key is built; it survives an interruption."""
         folder = self.root / "work" / key.hex
-        atomic.make_directory(folder)
+        atomic.make_plain_directory(folder, self.root)
         return folder
 
     def drop_scratch(self, key: Digest) -> None:
@@ -129,32 +153,15 @@ class Store:
 
         Args:    waiting: called once if somebody else holds it.
         """
-        return self._locked(key.hex, waiting=waiting)
+        return self.locks.exclusive(key.hex, waiting=waiting)
 
     def changing(self, *, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Keep `gc` from sweeping while blobs are stored or found that no root leads to yet. Many may hold it."""
-        return self._locked("store", waiting=waiting, is_shared=True)
+        return self.locks.shared(STORE, waiting=waiting)
 
     def sweeping(self, *, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Be the only one who changes the store: for `gc`, while it marks and sweeps."""
-        return self._locked("store", waiting=waiting)
-
-    @contextmanager
-    def _locked(self, name: str, *, waiting: Callable[[], None], is_shared: bool = False) -> Iterator[None]:
-        import fcntl
-
-        # Read access is enough to lock, so that another user's file of a shared store serves as well.
-        descriptor = os.open(self.root / "locks" / f"{name}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
-        try:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(descriptor, kind)
-            yield
-        finally:
-            os.close(descriptor)
+        return self.locks.exclusive(STORE, waiting=waiting)
 
 
 def locate(start: Path) -> Path | None:
@@ -166,6 +173,15 @@ def locate(start: Path) -> Path | None:
         if (folder / NAME).is_dir():
             return folder / NAME
     return None
+
+
+def _unusable(path: Path, error: OSError) -> NoStore:
+    return NoStore(
+        "the store lacks a part that cannot be had",
+        where=str(path),
+        found=str(error.strerror),
+        next_step="look at what lies there; a folder that is missing is made by whoever may write to the store",
+    )
 
 
 def _tops() -> set[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +21,13 @@ from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
 from vpstore.preparation import prepare
 from vpstore.runner import load_runner
+from vpstore.storage.leftovers import Clock, leftovers
 from vpstore.storage.stamps import cache_directory
 from vpstore.storage.store import Store, locate
 from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
+_OLD: Final = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
     if found.ask("store", lambda: _store(start)) and root is not None:
         found.ask("store is writable", lambda: _writable(root / "tmp"))
         found.ask("space", lambda: _space(root))
+        found.ask("sharing", lambda: _sharing(root))
+        found.ask("leftovers", lambda: _leftovers(Store.open(root)))
     found.ask("stat stamps", lambda: _writable(_nearest(cache_directory())))
     found.ask("git", lambda: (shutil.which("git") is not None, "", "install git: attestations name the commit"))
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
@@ -123,6 +129,30 @@ def _nearest(path: Path) -> Path:
 def _space(root: Path) -> tuple[bool, str, str]:
     free = shutil.disk_usage(root).free
     return free > _LOW_SPACE, f"{free / (1 << 30):.1f} GiB free", "free space, or move the store with VPSTORE_ROOT"
+
+
+def _sharing(root: Path) -> tuple[bool, str, str]:
+    """Whether a store that belongs to a group is one for what this user adds to it, too."""
+    mode = root.stat().st_mode
+    if not mode & stat.S_IWGRP:
+        return True, "one user writes to this store", ""
+    if not mode & stat.S_ISGID:
+        return False, "the store's folder gives its group to nothing that is made in it", f"chmod g+s {root}"
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return not umask & 0o070, f"a group writes to this store; umask {umask:03o}", "umask 002, in the shell's profile"
+
+
+def _leftovers(store: Store) -> tuple[bool, str, str]:
+    """What killed processes left long ago, and what repairs and rebuilds kept aside."""
+    clock = Clock(time.time(), _OLD)
+    found = list(leftovers(store))
+    old = [row for row in found if row.kind != "quarantine" and not clock.is_young(row.path)]
+    aside = [row for row in found if row.kind == "quarantine"]
+    said = [f"{len(old)} older than a week, {sum(row.size_bytes for row in old)} bytes"] if old else []
+    if aside:
+        said.append(f"{len(aside)} damaged blobs in quarantine, {sum(row.size_bytes for row in aside)} bytes")
+    return not old, "; ".join(said) or "none", "vpstore gc removes what is nobody's"
 
 
 def _recipes(work: Workspace) -> tuple[bool, str, str]:

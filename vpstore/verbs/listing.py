@@ -16,6 +16,8 @@ from vpstore.schema.attestation import Statement
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import StageRef
+from vpstore.schema.reproduction import Reproduction
+from vpstore.signatures import Signed, examine, load_usable_keys
 from vpstore.workspace import LockStatus, Workspace
 
 
@@ -48,6 +50,8 @@ class Shown:
     manifest: Manifest
     inputs: tuple[dict[str, Any], ...]
     attestations: tuple[Statement, ...]
+    signatures: tuple[Signed, ...] = ()
+    reproductions: tuple[Reproduction, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The document as `show --json` prints it."""
@@ -65,6 +69,16 @@ class Shown:
             },
             "inputs": list(self.inputs),
             "attestations": [statement.document for statement in self.attestations],
+            "reproductions": [statement.document for statement in self.reproductions],
+            "signatures": [
+                {
+                    "envelope": f"blake3:{row.path.stem}",
+                    "signers": list(row.signers),
+                    "keyids": list(row.keyids),
+                    "fault": None if row.fault is None else row.fault.what,
+                }
+                for row in self.signatures
+            ],
         }
 
 
@@ -88,7 +102,11 @@ def show(work: Workspace, manifest: Manifest) -> Shown:
     inputs = tuple(
         {"role": row.role, "artifact": row.artifact, "ref": _name(work, row.artifact)} for row in manifest.build.inputs
     )
-    return Shown(manifest, inputs, work.store.attestations.of(manifest.digest))
+    store = work.store.attestations
+    is_signed = any(store.envelopes(manifest.digest))
+    keys = load_usable_keys(work.checkout, work.narrator) if is_signed else ()
+    signed = tuple(examine(store, manifest.digest, keys))
+    return Shown(manifest, inputs, store.of(manifest.digest), signed, store.reproductions(manifest.digest))
 
 
 def _size(work: Workspace, artifact: Digest) -> int | None:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpstore.errors import NoSuchRef, VpstoreError
+from vpstore.holdings import lock_name
 from vpstore.preparation import prepare
-from vpstore.schema.lockfile import LockEntry
+from vpstore.schema.lockfile import LockEntry, Lockfile
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic
 from vpstore.workspace import Workspace
@@ -52,14 +53,23 @@ def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = F
     built = [ref for ref in (refs or work.checkout.objects.order) if refs or work.checkout.pointers.path(ref).exists()]
     if not built:
         raise NoSuchRef("nothing is built yet", where=f"profile {work.checkout.profile}", next_step="dvc repro")
-    for ref in built:
-        entries[ref] = _entry(work, ref)
-    if not is_dry_run and entries != before:
-        data = lock.with_profile(work.checkout.profile, entries).encode()
-        with atomic.disk_errors(work.checkout.lock_path, "writing the lock"):
-            atomic.write_if_different(work.checkout.lock_path, data)
+    with work.changing():  # what is found whole stays until the lock itself keeps it
+        for ref in built:
+            entries[ref] = _entry(work, ref)
+        if not is_dry_run:
+            _write(work, lock, entries)
     touched = sorted((before.keys() - entries.keys()) | set(built), key=str)
     return tuple(LockChange(ref, before.get(ref), entries.get(ref)) for ref in touched)
+
+
+def _write(work: Workspace, lock: Lockfile, entries: dict[StageRef, LockEntry]) -> None:
+    profile = work.checkout.profile
+    with atomic.disk_errors(work.store.root, "registering the lock"):
+        work.hold({lock_name(profile, ref): entry.artifact for ref, entry in entries.items()})
+    with atomic.disk_errors(work.checkout.lock_path, "writing the lock"):
+        if entries != lock.profiles.get(profile, {}):
+            atomic.write_if_different(work.checkout.lock_path, lock.with_profile(profile, entries).encode())
+        atomic.fsync_directory(work.checkout.lock_path.parent)  # also what a process wrote that died before that
 
 
 @dataclass(frozen=True)

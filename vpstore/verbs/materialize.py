@@ -11,10 +11,13 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
 
+from vpstore.errors import VpstoreError
+from vpstore.holdings import view_name
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.storage import atomic
@@ -22,6 +25,7 @@ from vpstore.storage.stamps import Stat
 from vpstore.workspace import Workspace
 
 ATTESTATIONS_SUFFIX: Final = ".intoto.jsonl"
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what file systems without symbolic links say
 
 
 def view_path(work: Workspace, manifest: Manifest) -> Path:
@@ -33,10 +37,11 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
     """Make the view, or find that it is there and unchanged.
 
     Returns: its path, absolute.
-    Raises:  VpstoreError: the disk refuses.
+    Raises:  BlobMissing: the artifact was collected meanwhile; VpstoreError: the disk refuses.
     """
     view = view_path(work, manifest)
-    with atomic.disk_errors(view, "making a view"):
+    with work.changing(), atomic.disk_errors(view, "making a view"):
+        _register(work, manifest, view)
         if view_faults(work, manifest):
             with work.store.lock(manifest.digest, waiting=lambda: None):
                 faults = view_faults(work, manifest)  # another process may have mended it meanwhile
@@ -47,6 +52,21 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
             view.with_name(view.name + ATTESTATIONS_SUFFIX), b"".join(line + b"\n" for line in lines)
         )
     return view
+
+
+def _register(work: Workspace, manifest: Manifest, view: Path) -> None:
+    """Let the store know who shows the artifact, before anything relies on it."""
+    held = {view_name(work.checkout.profile, view.name): manifest.digest}
+    if work.is_held(held):
+        return
+    try:
+        work.hold(held)
+    except (OSError, VpstoreError):
+        if os.access(work.store.roots.root, os.W_OK):
+            raise
+        work.narrator.warn(
+            f"{manifest.ref}: this user cannot write to the store: `vpstore gc` will not know of this view"
+        )
 
 
 def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> list[str]:
@@ -108,6 +128,8 @@ def _home(path: Path) -> str:
 
 def _replace(work: Workspace, manifest: Manifest, view: Path, *, faults: list[str]) -> None:
     """Build a whole view under a temporary name beside the old one, then swap."""
+    for path, digest in sorted(_expected(manifest).items()):
+        work.store.blobs.open(digest, what=f"{manifest.ref}, {path}").close()  # nobody may have kept gc away till now
     atomic.make_directory(view.parent)
     fresh = atomic.temporary_name(view.parent)
     fresh = fresh.with_name(f".{fresh.name}")
@@ -131,7 +153,9 @@ def _show(work: Workspace, path: Path, digest: Digest) -> None:
         return
     try:
         atomic.link(path, _link_text(work, path, digest))
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_LINKS:  # a disk that is full or broken takes no copy either
+            raise
         atomic.copy(blob, path)
 
 

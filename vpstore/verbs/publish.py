@@ -11,9 +11,12 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Final
 
 from vpstore.errors import BadManifest, RecipeRefused
 from vpstore.runner import Staged, StagedFile
@@ -29,9 +32,13 @@ from vpstore.schema.manifest import (
 )
 from vpstore.schema.paths import check_distinct, check_path
 from vpstore.schema.ref import StageRef
-from vpstore.storage import atomic
-from vpstore.storage.tables import read_table
+from vpstore.schema.tensor_table import TensorTable
+from vpstore.storage import atomic, hashing
+from vpstore.storage.tables import read_layout, read_shard
 from vpstore.workspace import Workspace
+
+_LARGE: Final = 8 << 20  # from this size on a result is stored by several threads
+_WAITING: Final = 2  # how many of them may wait for the disk while every core hashes
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,15 @@ def publish(work: Workspace, publication: Publication, *, facts: Callable[[], Bu
     _check_names(publication)
     with atomic.disk_errors(work.store.root, f"publishing {publication.ref}"):
         _store_recipe(work, publication)
-        files = [_store_file(work, publication, staged) for staged in publication.staged.files]
+        files, intermediates = _store_staged(work, publication)
         if not publication.verbatim:
             files.append(_store_provenance(work, publication.record))
-        intermediates = []
-        for staged in publication.staged.intermediates:
-            digest, size = _store_bytes(work, publication, staged)
-            intermediates.append(IntermediateRecord(staged.path, digest, size))
         manifest = Manifest(
             publication.ref.object, publication.ref.stage, publication.record, tuple(files), tuple(intermediates)
         )
+        work.store.settle()
         work.store.blobs.put_bytes(manifest.encoded)
+        work.store.settle()
         attest(work, manifest, facts=facts())
         work.store.keys.add(publication.record.key(), manifest.digest)
         work.store.blobs.stamp_written()
@@ -94,7 +99,7 @@ def _check_names(publication: Publication) -> None:
 def _store_recipe(work: Workspace, publication: Publication) -> None:
     """Store the closure's files; they must still be what the key says."""
     for row in publication.record.recipe_files:
-        if work.store.blobs.is_whole(row.digest):
+        if work.store.blobs.find(row.digest):
             unchanged = atomic.digest_file(work.checkout.root / row.path)[0] == row.digest
         else:
             unchanged = work.store.blobs.put_copy(work.checkout.root / row.path)[0] == row.digest
@@ -107,26 +112,86 @@ def _store_recipe(work: Workspace, publication: Publication) -> None:
             )
 
 
-def _store_file(work: Workspace, publication: Publication, staged: StagedFile) -> FileRecord:
-    table: Digest | None = None
-    if staged.path.endswith(".safetensors"):
-        where = f"{publication.ref}, {staged.path}"
+def _store_staged(work: Workspace, publication: Publication) -> tuple[list[FileRecord], list[IntermediateRecord]]:
+    """Store every staged file, large results several at a time: one is made durable while others are hashed."""
+    staged = [*publication.staged.files, *publication.staged.intermediates]
+    total = sum(file.source.stat().st_size for file in staged)
+    workers = hashing.cores() if total >= _LARGE else 1
+    turns = BoundedSemaphore(workers)
+    shown = len(publication.staged.files)
+    tasks = [_Task(work, publication, file, turns, total, is_shown=at < shown) for at, file in enumerate(staged)]
+    records = []
+    for record in hashing.in_threads(_Task.carry_out, tasks, workers=workers if workers == 1 else workers + _WAITING):
+        records.append(record)
+        work.narrator.progress(f"{publication.ref}: publish", len(records), len(tasks))
+    intermediates = [IntermediateRecord(row.path, row.digest, row.size_bytes) for row in records[shown:]]
+    return records[:shown], intermediates
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One staged file on its way into the store; several may be on it at once."""
+
+    work: Workspace
+    publication: Publication
+    staged: StagedFile
+    turns: BoundedSemaphore  # how many may hash at once
+    total_bytes: int  # of all that is published
+    is_shown: bool = True  # False: an intermediate, which gets no tensor table
+
+    @property
+    def _is_shard(self) -> bool:
+        return self.is_shown and self.staged.path.endswith(".safetensors")
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the file may be moved: a scratch file that has no other name."""
+        source = self.staged.source
+        if source.is_symlink() or not source.is_relative_to(self.publication.scratch):
+            return False
+        return source.stat().st_nlink == 1
+
+    def carry_out(self) -> FileRecord:
+        """Move a scratch file into the store, or copy a file that lies elsewhere or is a link."""
+        blobs = self.work.store.blobs
+        table: TensorTable | None = None
+        if self._is_ours:
+            table, digest, size = self._read(self.staged.source)
+            blobs.take(self.staged.source, digest)
+        else:
+            if self._is_shard:
+                self._read_layout()  # what is no shard is refused before it is copied
+            digest, size = blobs.put_copy(self.staged.source)
+            if self._is_shard:
+                table, again, _ = self._read(blobs.path(digest))
+                if again != digest:
+                    blobs.check(digest, what=self._where)  # says what there is to say about a disk that forgets
+        listed = None if table is None else blobs.put_bytes(table.encode())
+        return FileRecord(self.staged.path, self.staged.media_type, digest, size, listed)
+
+    @property
+    def _where(self) -> str:
+        return f"{self.publication.ref}, {self.staged.path}"
+
+    def _read(self, path: Path) -> tuple[TensorTable | None, Digest, int]:
+        """Digest a file, and the tensors of a shard, in one reading."""
+        threads = hashing.threads_for(path.stat().st_size, self.total_bytes, workers=hashing.cores())
+        with self.turns, self._refusals():
+            if not self._is_shard:
+                return (None, *hashing.digest_file(path, threads=threads))
+            table, digest = read_shard(path, where=self._where, threads=threads)
+            return table, digest, table.size_bytes
+
+    def _read_layout(self) -> None:
+        with self._refusals():
+            read_layout(self.staged.source, where=self._where)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         try:
-            table = work.store.blobs.put_bytes(read_table(staged.source, where=where).encode())
+            yield
         except BadManifest as error:
-            raise RecipeRefused(error.what, where=where, expected=error.expected, found=error.found) from error
-    digest, size = _store_bytes(work, publication, staged)
-    return FileRecord(staged.path, staged.media_type, digest, size, table)
-
-
-def _store_bytes(work: Workspace, publication: Publication, staged: StagedFile) -> tuple[Digest, int]:
-    """Move a scratch file into the store, or copy a file that lies elsewhere or is a link."""
-    is_ours = staged.source.is_relative_to(publication.scratch) and not staged.source.is_symlink()
-    if not is_ours or staged.source.stat().st_nlink > 1:
-        return work.store.blobs.put_copy(staged.source)
-    digest, size = atomic.digest_file(staged.source)
-    work.store.blobs.take(staged.source, digest)
-    return digest, size
+            raise RecipeRefused(error.what, where=self._where, expected=error.expected, found=error.found) from error
 
 
 def _store_provenance(work: Workspace, record: BuildRecord) -> FileRecord:

@@ -74,7 +74,10 @@ def verified_manifest(
         for digest, what in needed.items():
             work.store.blobs.ensure(digest, what=f"{stage}, {what}", full=full)
     except VpstoreError as error:
-        error.next_step = f"vpstore verify {stage} lists all damage; vpstore build {stage} makes it again"
+        error.next_step = (
+            f"vpstore verify {stage} lists all damage; vpstore repair {stage} has it from a remote; "
+            f"vpstore build {stage} makes it again"
+        )
         raise
     return manifest
 
@@ -96,7 +99,10 @@ def _by_name(work: Workspace, stage: StageRef) -> Digest:
 
 def _by_prefix(work: Workspace, ref: Ref) -> Digest:
     found = []
-    for artifact in work.store.attestations.artifacts(str(ref.prefix)):
+    candidates = set(work.store.attestations.artifacts(str(ref.prefix)))
+    if len(str(ref.prefix)) == 64:  # all its digits: nobody else has to vouch for it
+        candidates.add(Digest.from_hex(str(ref.prefix)))
+    for artifact in sorted(candidates):
         if work.store.blobs.has(artifact) and work.store.manifest(artifact).object == ref.object:
             found.append(artifact)
     if len(found) != 1:
@@ -138,7 +144,7 @@ def _mind_the_lock(work: Workspace, stage: StageRef, artifact: Digest, *, refuse
 
 def _mind_staleness(work: Workspace, manifest: Manifest) -> None:
     try:
-        reasons = staleness(work, manifest)
+        reasons = staleness(work, manifest, remembered=True)
     except VpstoreError as error:
         work.narrator.warn(f"{manifest.ref}: whether it is stale cannot be told: {error.what} ({error.where})")
         return

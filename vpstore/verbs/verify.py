@@ -1,6 +1,7 @@
 """verify: read everything again and list all that is not what it should be.
 
-Place in the path: resolve -> materialize -> **verify**. Trusts no stamp, no mode and no time; stops at nothing.
+Place in the path: resolve -> materialize -> **verify**. Trusts no stamp (unless asked to be quick), no mode and no
+time; reads on all cores; stops at nothing.
 Invariants: reads only; faults are complete and sorted; a damaged shard's fault names the damaged tensors.
 
 Example:
@@ -9,39 +10,23 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreError
+from vpstore.errors import BadManifest, UsageError, VpstoreError
 from vpstore.schema.digest import Digest
+from vpstore.schema.fault import Fault
 from vpstore.schema.manifest import PROVENANCE_FILE, FileRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.schema.tensor_table import TensorTable
+from vpstore.signatures import TrustedKey, load_usable_keys, open_envelope
+from vpstore.storage.attestations import ENVELOPE_SUFFIX
+from vpstore.storage.hashing import Hashed, digest_many
 from vpstore.storage.tables import damaged_parts, read_layout
 from vpstore.workspace import Workspace
-
-
-@dataclass(frozen=True, order=True)
-class Fault:
-    """One thing that is not what it should be."""
-
-    where: str
-    expected: str = ""
-    found: str = ""
-    blob: str = ""
-    tensor: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The fault with null for what does not apply."""
-        return {
-            "where": self.where,
-            "expected": self.expected,
-            "found": self.found,
-            "blob": self.blob or None,
-            "tensor": self.tensor or None,
-        }
 
 
 @dataclass
@@ -49,44 +34,67 @@ class Verification:
     """One run: each blob is read once, however many artifacts share it."""
 
     work: Workspace
+    is_quick: bool = False  # a valid stat stamp stands for reading a blob that nothing but its digest is wanted of
     faults: set[Fault] = field(default_factory=set)
     read_bytes: int = 0
     _state: dict[Digest, str] = field(default_factory=dict)  # what is wrong with a blob, "" if nothing
 
+    def read_ahead(self, digests: Iterable[Digest]) -> None:
+        """Read blobs on all cores, so that `blob_fault` knows them."""
+        blobs = self.work.store.blobs
+        unread = [digest for digest in digests if digest not in self._state]
+        self._state |= {digest: odd for digest in unread if (odd := blobs.oddity(digest))}
+        wanted = {blobs.path(digest): digest for digest in unread if digest not in self._state}
+        if self.is_quick:
+            stamped = {path: digest for path, digest in wanted.items() if blobs.stamps.holds(path, digest)}
+            self._state.update(dict.fromkeys(stamped.values(), ""))
+            wanted = {path: digest for path, digest in wanted.items() if path not in stamped}
+        sound = []
+        for done, found in enumerate(digest_many(list(wanted))):
+            self.work.narrator.progress("verify: blobs", done + 1, len(wanted))
+            digest = wanted[found.path]
+            self._state[digest] = _fault_of(found, digest)
+            self.read_bytes += found.size_bytes
+            if self._state[digest] and found.digest is not None:
+                blobs.stamps.forget(found.path)
+            elif not self._state[digest] and found.stat is not None:
+                sound.append((found.stat, digest))
+        blobs.stamps.record(sound)
+
     def blob_fault(self, digest: Digest) -> str:
-        """Read one blob.
+        """Read one blob, unless it was read before.
 
         Returns: what is wrong with it, "" if nothing.
         """
         if digest not in self._state:
-            try:
-                self.work.store.blobs.check(digest)
-                self._state[digest] = ""
-                self.read_bytes += self.work.store.blobs.path(digest).stat().st_size
-            except BlobMissing:
-                self._state[digest] = "missing"
-            except DigestMismatch as error:
-                self._state[digest] = error.found
-            except OSError as error:
-                self._state[digest] = f"unreadable: {error.strerror}"
+            self.read_ahead([digest])
         return self._state[digest]
 
     def add(self, where: str, *, expected: str, found: str, blob: str = "", tensor: str = "") -> None:
         """List a fault."""
         self.faults.add(Fault(where, expected, found, blob, tensor))
 
+    @cached_property
+    def keys(self) -> tuple[TrustedKey, ...]:
+        """The keys whose signatures are held against their envelopes; loaded at the first envelope."""
+        return load_usable_keys(self.work.checkout, self.work.narrator)
+
     def sorted(self) -> tuple[Fault, ...]:
         """All faults, in a fixed order."""
         return tuple(sorted(self.faults))
 
 
-def verify(work: Workspace, refs: Sequence[StageRef], *, everything: bool = False) -> tuple[Fault, ...]:
+def verify(
+    work: Workspace, refs: Sequence[StageRef], *, everything: bool = False, quick: bool = False
+) -> tuple[Fault, ...]:
     """Verify refs, and with `everything` also each blob, key and attestation of the store.
 
-    Args:    refs: stages of this profile that have a pointer or a lock entry.
+    Args:    refs: stages of this profile that have a pointer or a lock entry; quick: believe valid stat stamps where
+             only a blob's digest is in question; documents, keys, attestations and links are read all the same.
     Returns: all faults, sorted; empty if all is well.
     """
-    run = Verification(work)
+    run = Verification(work, is_quick=quick)
+    run.read_ahead(_needed(work, refs, everything=everything))
     for number, ref in enumerate(refs):
         work.narrator.progress("verify", number, len(refs))
         _verify_ref(run, ref)
@@ -94,6 +102,29 @@ def verify(work: Workspace, refs: Sequence[StageRef], *, everything: bool = Fals
         _verify_store(run)
     work.narrator.progress("verify", len(refs), len(refs))
     return run.sorted()
+
+
+def _needed(work: Workspace, refs: Sequence[StageRef], *, everything: bool) -> Iterator[Digest]:
+    """Every blob that will be asked for, as far as that can be told; what is missed here is read one by one later."""
+    if everything:
+        yield from work.store.blobs.all()
+    lock = None
+    for ref in refs:
+        with suppress(VpstoreError):
+            pointer = work.checkout.pointers.read(ref)
+            lock = lock or work.checkout.lock()
+            entry = pointer or lock.entry(work.checkout.profile, ref)
+            if entry is not None:
+                yield entry.artifact
+                yield from work.store.manifest(entry.artifact).blobs()
+
+
+def _fault_of(found: Hashed, digest: Digest) -> str:
+    if isinstance(found.error, FileNotFoundError):
+        return "missing"
+    if found.error is not None:
+        return f"unreadable: {found.error.strerror}"
+    return "" if found.digest == digest else f"{found.digest}, {found.size_bytes} bytes"
 
 
 def verifiable(work: Workspace) -> tuple[StageRef, ...]:
@@ -205,7 +236,12 @@ def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> 
     row = manifest.by_path.get(PROVENANCE_FILE)
     if row is None or run.blob_fault(row.digest):
         return
-    if run.work.store.blobs.read(row.digest) != manifest.build.readable():
+    try:
+        is_derived = run.work.store.blobs.read(row.digest) == manifest.build.readable()
+    except VpstoreError as error:  # its stamp was believed, or it changed a moment ago
+        run.add(f"{label}: {PROVENANCE_FILE}", expected=row.digest, found=error.found or error.what, blob=row.digest)
+        return
+    if not is_derived:
         run.add(f"{label}: {PROVENANCE_FILE}", expected="the manifest's build record", found="another", blob=row.digest)
 
 
@@ -214,7 +250,11 @@ def _verify_attestations(run: Verification, artifact: Digest, *, label: str) -> 
     for path in run.work.store.attestations.paths(artifact):
         try:
             run.work.store.attestations.read(path)
+            if path.suffix == ENVELOPE_SUFFIX:
+                open_envelope(path.read_bytes(), run.keys, where=path.name)
             count += 1
+        except UsageError:  # of the trusted keys: no fault of the store
+            raise
         except VpstoreError as error:
             run.add(f"{label}: attestation {path.name}", expected=error.expected, found=error.found or error.what)
     if count == 0:
@@ -239,3 +279,6 @@ def _verify_store(run: Verification) -> None:
             )
     for artifact in store.attestations.artifacts():
         _verify_attestations(run, artifact, label=f"store: {artifact.short}")
+    for damage in store.roots.damage():
+        found = damage.found or damage.what
+        run.add(f"store: {damage.where}", expected=damage.expected or "a sound root file", found=found)

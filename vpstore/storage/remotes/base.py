@@ -44,7 +44,9 @@ class Remote(Protocol):
         """
 
     def chunks(self, name: str, *, start: int = 0) -> Iterator[bytes]:
-        """The bytes of an object from `start` on.
+        """The bytes of an object from `start` on; none if that is its end or beyond.
+
+        Whether an object ends where it should is for the caller to see: by its size and its digest.
 
         Raises:  BlobMissing: there is none; RemoteFailure: also if the range that came is not the one asked for.
         """
@@ -54,6 +56,8 @@ class Remote(Protocol):
 
     def upload(self, name: str, source: Path, digest: Digest, *, moved: Moved) -> None:
         """Put a blob, digesting the very bytes that are sent, and replacing what was there.
+
+        `moved` is told of bytes that went over now, not of those that an earlier run had sent.
 
         An upload that was killed is taken up where it stood, if the remote can.
 

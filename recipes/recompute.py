@@ -1,0 +1,57 @@
+"""Computes some of a plan's tensors again, on their own: a spot check of a large artifact is a matter of seconds.
+
+Place in the path: beside execute, for `vpstore reproduce --sample` and `--tensor`. It moves bytes but decides none, so
+it is not part of a code closure.
+
+Invariants: the shards have the size and the header of the whole plan; only the tensors that were asked for are written,
+the rest are holes; no gate is held, as a gate needs all tensors.
+
+Example:
+    >>> made = recompute(job, ["model.embed_tokens.weight"], given={}, progress=progress)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from recipes.execute import Job, Made, compute_intermediates, write_files
+from recipes.recipe import Plan, Progress, Report, json_file
+from vpstore.errors import UsageError
+
+
+def recompute(job: Job, names: Sequence[str], *, given: Mapping[str, Path] | None, progress: Progress) -> Made:
+    """Compute the named tensors and write the plan's other files.
+
+    Args:    names: those the plan does not have are left out, and so missing in the shards' headers; given: the
+             intermediates by name, or None to compute them.
+    Raises:  UsageError: the recipe is a run, or copies files and has no tensors; RecipeRefused.
+    """
+    recipe = job.recipe()
+    if not hasattr(recipe, "plan"):
+        raise _whole_only(job, "this recipe runs in one piece: its tensors cannot be computed one by one")
+    computed = compute_intermediates(recipe, job, progress) if given is None else {}
+    job = replace(job, intermediates=computed if given is None else given)
+    plan: Plan = recipe.plan(job.context(progress))
+    if not plan.tensors:
+        raise _whole_only(job, "this recipe copies files and computes no tensors")
+    from recipes.names import INDEX_FILE
+    from recipes.tensors import ShardWriter
+
+    writer = ShardWriter(job.scratch / "shards", plan.tensors)
+    writer.prepare()
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    wanted = [name for name in names if name in by_name]
+    for number, name in enumerate(wanted):
+        progress("tensors", number, len(wanted))
+        writer.write(name, by_name[name].compute())
+    found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
+    files = write_files(job.scratch / "files", [*plan.files, json_file(INDEX_FILE, writer.index())])
+    return Made({**found, **files}, computed, Report())
+
+
+def _whole_only(job: Job, what: str) -> UsageError:
+    return UsageError(
+        what, where=job.entry, next_step="vpstore reproduce REF without --sample and --tensor builds all of it again"
+    )

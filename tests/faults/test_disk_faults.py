@@ -1,0 +1,89 @@
+"""The disk fails at the n-th call: killed, cut off, refused or short; a sample here, every call in `make faults`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from disk_matrix import SCENARIOS, Bench, Sweep
+from negative_controls import CONTROLS
+from write_order import faults_of_order
+
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+# Every so many places of a scenario; prime, so that all kinds and all sorts of calls have their turn.
+SAMPLE = {"first build, store included": 149, "publish of two artifacts": 163, "cache hit": 61, "pointer update": 19}
+
+
+def started(bench: Bench, name: str, control: str = "") -> Sweep:
+    sweep = Sweep(bench, BY_NAME[name], control)
+    sweep.start()
+    return sweep
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_fault_at_a_sampled_call_loses_nothing(bench: Bench, name: str) -> None:
+    sweep = started(bench, name)
+    places = list(sweep.places(SAMPLE.get(name, 29), first=7))
+    assert places
+    cases = [sweep.run(kind, at) for kind, at in places]
+    assert [case for case in cases if case.wrong] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_fault_at_every_call_loses_nothing(bench: Bench, name: str) -> None:
+    sweep = started(bench, name)
+    cases = [sweep.run(kind, at) for kind, at in sweep.places(1)]
+    assert len(cases) >= 6 * len(sweep.calls)
+    assert [case for case in cases if case.wrong] == []
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_program_that_is_broken_on_purpose_is_found_out(bench: Bench, control: str) -> None:
+    name, kind, part, accusation = CONTROLS[control]
+    sweep = started(bench, name, control)
+    places = [at for at, call in enumerate(sweep.calls, 1) if part in " ".join(call)]
+    wrong = ""
+    for at in places:
+        if kind == "short write" and sweep.calls[at - 1][0] != "write":
+            continue
+        wrong = "; ".join(sweep.run(kind, at).wrong)
+        if wrong:
+            break
+    assert re.search(accusation, wrong), f"not found: {wrong!r}"
+
+
+def test_the_order_of_every_write(bench: Bench) -> None:
+    """blob fsync < rename < directory fsync < manifest < attestation < key < root < pointer."""
+    for name in ("first build, store included", "publish of two artifacts", "cache hit"):
+        sweep = started(bench, name)
+        assert faults_of_order(sweep.calls, _manifests(bench)) == []
+
+
+@pytest.mark.parametrize("control", ["no_file_fsync", "no_directory_fsync", "rename_before_fsync",
+                                     "pointer_before_manifest"])  # fmt: skip
+def test_a_wrong_order_is_noticed(bench: Bench, control: str) -> None:
+    sweep = started(bench, "publish of two artifacts", control)
+    assert faults_of_order(sweep.calls, _manifests(bench)) != []
+
+
+def _manifests(bench: Bench) -> set[str]:
+    return {f"/blobs/blake3/{artifact[7:9]}/{artifact[9:]}" for artifact in bench.truth}
+
+
+def test_every_call_that_changes_a_disk_goes_through_the_faulty_one() -> None:
+    """The sweep reaches what `system.disk` is asked for; nothing else may write, rename or remove."""
+    root = Path(__file__).resolve().parents[2] / "vpstore"
+    direct = re.compile(
+        r"\bos\.(write|fsync|replace|rename|link|symlink|unlink|remove|mkdir|makedirs|rmdir)\(|\.fsync\("
+    )
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        if path.name == "system.py":
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if (match := direct.search(line)) and "system.disk" not in line:
+                found.append(f"{path.relative_to(root)}:{number} {match[0]}")
+    assert found == []

@@ -1,0 +1,304 @@
+"""One store, several people: with a group and umask 002 all works for both; with umask 077 nobody else reads it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from shared_store import STAGES, Member, Team, remove, unload_recipes
+from small_project import REPOSITORY
+
+from vpstore.schema.digest import Digest
+from vpstore.storage.stamps import Stamps
+from vpstore.storage.store import Store
+
+ADA, BOB, GROUP = 41001, 41002, 41000
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")
+
+
+def commands(member: Member, *several: list[str], codes: tuple[int, ...] = (0,), **more: str) -> Callable[[], None]:
+    """Run commands in this very process, one after another, each in a child of its own."""
+
+    def act() -> None:
+        from vpstore.cli import main
+
+        for arguments in several:
+            child = os.fork()
+            if child == 0:
+                os.chdir(member.root)
+                os.environ.clear()
+                os.environ.update(member.variables(HOME=str(member.cache), **more))
+                try:
+                    main(arguments)
+                except SystemExit as leaving:
+                    sys.stdout.flush()
+                    os._exit(int(leaving.code or 0))
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(70)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code in codes, f"{arguments}: exit {code}"
+
+    return act
+
+
+def become(user: int, act: Callable[[], None], *, umask: int, log: Path, groups: tuple[int, ...] = (GROUP,)) -> None:
+    """Do something as another user."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            os.umask(umask)
+            os.setgroups(list(groups))
+            os.setgid(user)
+            os.setuid(user)
+            act()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, log.read_text()
+
+
+def give(path: Path, user: int) -> None:
+    for folder, folders, files in os.walk(path):
+        for name in (".", *folders, *files):
+            os.chown(Path(folder) / name, user, user, follow_symlinks=False)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every module that the commands load is in memory: the other users may not be able to read Python's own files."""
+    folder = tmp_path_factory.mktemp("loaded")
+    team = Team(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPSTORE_ROOT", str(team.root))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        member = team.checkout("any")
+        patch.chdir(member.root)
+        patch.setattr(sys, "path", list(sys.path))
+        from vpstore.cli import main
+
+        for arguments in (
+            ["build", *STAGES],
+            ["lock"],
+            ["verify", "--all"],
+            ["resolve", "plant"],
+            ["gc"],
+            ["nonsense"],
+        ):
+            with pytest.raises(SystemExit):
+                main(arguments)
+    unload_recipes()
+
+
+@pytest.fixture
+def office(team: Team, loaded: None) -> Iterator[Team]:
+    """A folder with a store that belongs to the group, and a checkout for each of two people."""
+    if not _can_read(REPOSITORY, ADA):
+        pytest.skip("other users cannot read this checkout of the program")
+    team.folder.chmod(0o755)
+    team.root.mkdir()
+    os.chown(team.root, 0, GROUP)
+    team.root.chmod(0o2775)
+    (team.folder / "log").touch()
+    (team.folder / "log").chmod(0o666)
+    return team
+
+
+def _can_read(path: Path, user: int) -> bool:
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        os._exit(0 if os.access(path / "vpstore/__init__.py", os.R_OK) else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def person(team: Team, name: str, user: int, **steps: int) -> Member:
+    member = team.checkout(name, **steps)
+    member.cache.mkdir(exist_ok=True)
+    give(member.root, user)
+    give(member.cache, user)
+    return member
+
+
+def modes(root: Path) -> dict[str, int]:
+    return {
+        path.relative_to(root).as_posix(): stat.S_IMODE(path.lstat().st_mode)
+        for path in (root, *sorted(root.rglob("*")))
+        if not path.is_symlink()
+    }
+
+
+@as_root
+def test_two_people_build_share_interrupt_repair_and_collect(office: Team) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+
+    def as_ada(*several: list[str], codes: tuple[int, ...] = (0,), **more: str) -> None:
+        become(ADA, commands(ada, *several, codes=codes, **more), umask=0o002, log=log)
+
+    def as_bob(*several: list[str], codes: tuple[int, ...] = (0,), **more: str) -> None:
+        become(BOB, commands(bob, *several, codes=codes, **more), umask=0o002, log=log)
+
+    as_ada(["build", *STAGES], ["lock"])
+    as_bob(["build", *STAGES], ["resolve", "plant", "--full"], ["verify", "--all"])
+    assert log.read_text().count("cache hit") == 3  # bob built nothing
+    # What is damaged in ada's name is replaced in bob's, and kept.
+    artifact = next(part for part in ada.pointer("plant-bloom").read_text().split('"') if part.startswith("blake3:"))
+    store = office.store
+    row = store.manifest(Digest(artifact)).by_path["model.safetensors"]
+    blob = store.blobs.path(row.digest)
+    os.chmod(blob, 0o644)
+    blob.write_bytes(b"damage")
+    os.chmod(blob, 0o444)
+    as_bob(["build", "plant@bloom", "--force"], ["verify", "--all"])
+    aside = list((office.root / "quarantine").iterdir())
+    assert [path.read_bytes() for path in aside] == [b"damage"]
+    # What ada began and was interrupted at, bob takes up: the same key, her scratch folder.
+    for member in (ada, bob):
+        member.set_steps(bloom=7)
+        recipe = (member.root / "small/grow.py").read_text()
+        (member.root / "small/grow.py").write_text(
+            recipe.replace(
+                '    (scratch / "metrics.json")',
+                '    if os.environ.get("SMALL_STOP"):\n        os.kill(os.getpid(), 9)\n    (scratch / "metrics.json")',
+            )  # noqa: E501
+        )
+    as_ada(["build", "plant@bloom"], codes=(-9,), SMALL_STOP="1")
+    scratch = next((office.root / "work").iterdir())
+    assert (scratch / "model.safetensors").stat().st_uid == ADA
+    as_bob(["build", "plant@bloom"], ["resolve", "plant", "--full"])
+    assert list((office.root / "work").iterdir()) == []
+    # And what nobody needs is collected by whoever comes, whoever it belonged to.
+    for member in (ada, bob):
+        for view in (member.root / "weights/tiny").glob("plant@*-*"):
+            remove(view)
+    as_ada(["build", "plant@sprout", "plant@bloom"])
+    (ada.root / "vpstore.lock").unlink()
+    before = len(list(store.blobs.all()))
+    as_bob(["gc", "--grace", "0", "--quarantine"])
+    assert len(list(store.blobs.all())) < before
+    assert list((office.root / "quarantine").iterdir()) == []
+    as_ada(["resolve", "plant", "--full"], ["verify", "--all"], ["gc", "--grace", "0"])
+    office.check_names()
+    assert {path.stat().st_uid for path in office.root.rglob("*")} >= {ADA, BOB}
+    found = modes(office.root)
+    assert {path.lstat().st_gid for path in office.root.rglob("*")} == {GROUP}
+    for name, mode in found.items():
+        if (office.root / name).is_dir():
+            assert mode == 0o2775, name
+        elif name.startswith(("blobs/", "keys/", "attestations/")) or name == "format":
+            assert mode == 0o444, name
+        else:
+            assert mode in (0o644, 0o664), name
+
+
+@as_root
+def test_a_partial_download_of_another_person_is_taken_up(office: Team) -> None:
+    data = b"0123456789" * 1000
+    digest = Digest.of(data)
+    log = office.folder / "log"
+
+    def receive(user: int, until: int) -> Callable[[], None]:
+        def act() -> None:
+            store = Store.create(office.root, stamps=Stamps(office.folder / f"stamps-{user}"))
+
+            def chunks(start: int) -> Iterator[bytes]:
+                for at in range(start, len(data), 1000):
+                    if at >= until:
+                        raise ConnectionError
+                    yield data[at : at + 1000]
+
+            try:
+                store.blobs.receive(digest, len(data), chunks, moved=lambda count: None)
+            except ConnectionError:
+                assert until < len(data)
+
+        return act
+
+    for until in (5000, len(data)):
+        become(ADA if until < len(data) else BOB, receive(until, until), umask=0o002, log=log)
+    assert office.store.blobs.is_whole(digest)
+    # Finished and read-only, but killed before it had its name.
+    office.store.blobs.path(digest).unlink()
+    partial = office.root / "tmp/partial" / digest.hex
+    become(ADA, lambda: (partial.write_bytes(data), partial.chmod(0o444), None)[-1], umask=0o002, log=log)
+    become(BOB, receive(1, len(data)), umask=0o002, log=log)
+    assert office.store.blobs.is_whole(digest)
+
+
+@as_root
+def test_a_checkout_that_may_not_be_read_keeps_what_it_had(office: Team) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB, bloom=5)
+    become(ADA, commands(ada, ["build", *STAGES]), umask=0o002, log=log)
+    for ref in STAGES:
+        ada.drop(ref, "view")
+    ada.root.chmod(0o700)
+    become(BOB, commands(bob, ["build", *STAGES], ["gc", "--grace", "0"]), umask=0o002, log=log)
+    assert "Permission denied; it keeps what it had" in log.read_text()
+    become(ADA, commands(ada, ["resolve", "plant", "--full"]), umask=0o002, log=log)
+    become(BOB, commands(bob, ["gc", "--grace", "0", "--forget", str(ada.root)]), umask=0o002, log=log)
+    become(ADA, commands(ada, ["resolve", "plant", "--full"], codes=(12,)), umask=0o002, log=log)
+
+
+@as_root
+def test_who_may_only_read_the_store_resolves_and_is_told(office: Team) -> None:
+    log = office.folder / "log"
+    ada, eve = person(office, "ada", ADA), person(office, "eve", BOB)
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o002, log=log)
+    (eve.root / "vpstore.lock").write_bytes((ada.root / "vpstore.lock").read_bytes())
+    before = modes(office.root)
+    log.write_text("")
+    become(BOB, commands(eve, ["resolve", "plant", "--full"]), umask=0o022, log=log, groups=())
+    assert "will not know of this view" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert modes(office.root) == before
+    office.store.blobs.put_bytes(b"loose")
+    become(BOB, commands(eve, ["gc", "--grace", "0", "--dry-run"]), umask=0o022, log=log, groups=())
+    become(BOB, commands(eve, ["gc", "--grace", "0"], codes=(1,)), umask=0o022, log=log, groups=())
+    assert "collecting failed: Permission denied" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@as_root
+def test_a_private_store_stays_private(office: Team) -> None:
+    log = office.folder / "log"
+    ada = person(office, "ada", ADA)
+    private = office.folder / "private"
+    private.mkdir()
+    os.chown(private, ADA, ADA)
+    private.chmod(0o700)
+    variables = {"VPSTORE_ROOT": str(private)}
+    act = commands(ada, ["build", *STAGES], ["lock"], ["resolve", "plant"], ["gc", "--grace", "0"], **variables)
+    become(ADA, act, umask=0o077, log=log)
+    for top in (private, ada.root / "weights", ada.root / "reports", ada.cache):
+        assert {name: oct(mode) for name, mode in modes(top).items() if mode & 0o077 and name != "."} == {}
+    assert (ada.root / "vpstore.lock").stat().st_mode & 0o077 == 0
+
+
+def test_no_file_is_more_open_than_the_umask_allows(team: Team) -> None:
+    """The same without other users: one person, two umasks."""
+    before = os.umask(0o077)
+    try:
+        ada = team.checkout("ada")
+        for arguments in (["build", *STAGES], ["lock"], ["resolve", "plant"], ["gc", "--grace", "0"]):
+            commands(ada, arguments)()
+    finally:
+        os.umask(before)
+    for top in (team.root, ada.root / "weights"):
+        assert {name: oct(mode) for name, mode in modes(top).items() if mode & 0o077} == {}

@@ -1,0 +1,1 @@
+"""What can be held against an artifact, one kind of evidence a module; `audit` puts them together."""

@@ -1,0 +1,1 @@
+"""What push, pull, repair and `verify --remote` have in common: what a ref needs, who may say so, and how it moves."""

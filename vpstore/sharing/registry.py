@@ -1,0 +1,114 @@
+"""Attestations and key files that are damaged or missing, mended from another copy or from what they follow from.
+
+Place in the path: under repair, after an artifact's blobs. A damaged attestation's name is still the digest of what it
+was: bytes with that digest are the same attestation, whoever has them. A key file follows from the manifest and a sound
+attestation.
+Invariants: a damaged file gets a second name in quarantine before another takes its own; an attestation that was never
+here comes in only on the word of the lock or of a signature, as with pull.
+
+Example:
+    Claims(work.store, report, remote, trust).mend(manifest, is_wanted=True)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreError
+from vpstore.schema.manifest import Manifest
+from vpstore.sharing.inspection import key_bytes
+from vpstore.sharing.mending import MISSING, Repaired
+from vpstore.sharing.trust import MAX_ATTESTATION_BYTES, Trust, missing_files, read_attestation
+from vpstore.storage import atomic
+from vpstore.storage.remotes.base import Remote, attestations_prefix, key_name
+from vpstore.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is said about artifacts in one store, and where other copies may be had."""
+
+    store: Store
+    report: Repaired
+    source: Remote | None
+    trust: Trust
+
+    def mend(self, manifest: Manifest, *, is_wanted: bool) -> None:
+        """Mend the attestations, then the key file of one artifact.
+
+        Args:    is_wanted: a ref leads to it, so that having no attestation and no key is a fault.
+        """
+        with atomic.disk_errors(self.store.root, f"mending what is said about {manifest.ref}"):
+            self._mend_damaged(manifest)
+            if is_wanted and not self.store.attestations.of(manifest.digest):
+                self._fetch_missing(manifest)
+            self._mend_key(manifest, is_wanted=is_wanted)
+
+    def _mend_damaged(self, manifest: Manifest) -> None:
+        for path in self.store.attestations.paths(manifest.digest):
+            try:
+                self.store.attestations.read(path)
+            except VpstoreError as error:
+                found = error.found or error.what
+                name = attestations_prefix(manifest.digest) + path.name
+                data = self._other_copy(name, manifest)
+                if data is None:
+                    self._lose(manifest, name, found)
+                    continue
+                self.report.add(str(manifest.ref), name, found=found, action="replaced")
+                self._replace(path, data)
+
+    def _other_copy(self, name: str, manifest: Manifest) -> bytes | None:
+        if self.source is None:
+            return None
+        try:
+            data = self.source.read(name, limit=MAX_ATTESTATION_BYTES)
+            read_attestation(name.rpartition("/")[2], data, artifact=manifest.digest, where=self.source.label)
+        except (BlobMissing, DigestMismatch, BadManifest):
+            return None
+        return data
+
+    def _fetch_missing(self, manifest: Manifest) -> None:
+        """No sound attestation is left: take those that are believed."""
+        word = None if self.source is None else self.trust.word(self.source, manifest.digest)
+        coming = [] if word is None else missing_files(self.store, manifest, word)
+        for name, data in coming:
+            self.report.add(str(manifest.ref), name, found=MISSING, action="fetched")
+            self._replace(self.store.attestations.folder(manifest.digest) / name.rpartition("/")[2], data)
+        if not coming and not self._has_told(manifest):
+            self._lose(manifest, attestations_prefix(manifest.digest), MISSING)
+
+    def _mend_key(self, manifest: Manifest, *, is_wanted: bool) -> None:
+        key, artifact = manifest.build.key(), manifest.digest
+        path = self.store.keys.folder(key) / artifact.hex
+        is_there = path.is_file()
+        if artifact in self.store.keys.artifacts(key) or not (is_there or is_wanted):
+            return
+        name, found = key_name(key, artifact), "damaged" if is_there else MISSING
+        is_coming = self.report.is_dry_run and self._has_told(manifest, mended=True)
+        if is_coming or any(statement.key == key for statement in self.store.attestations.of(artifact)):
+            self.report.add(str(manifest.ref), name, found=found, action="rewritten")
+            self._replace(path, key_bytes(key, artifact))
+        else:
+            self._lose(manifest, name, found)
+
+    def _has_told(self, manifest: Manifest, *, mended: bool = False) -> bool:
+        """Whether the report has an attestation of this artifact; with `mended`, one that is mended."""
+        prefix = attestations_prefix(manifest.digest)
+        rows = [row for row in self.report.rows if row.name.startswith(prefix)]
+        return any(row.action != "lost" or not mended for row in rows)
+
+    def _lose(self, manifest: Manifest, name: str, found: str) -> None:
+        step = "vpstore build --force attests it anew"
+        self.report.add(str(manifest.ref), name, found=found, action="lost", next_step=step)
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        """Write a file in the place of a damaged one, which keeps a name in quarantine."""
+        if self.report.is_dry_run:
+            return
+        if path.exists():
+            aside = atomic.temporary_name(self.store.blobs.quarantine)
+            atomic.keep_aside(path, aside.with_name(f"{path.name}-{aside.name}"))
+        atomic.make_directory(path.parent)
+        atomic.write_file(path, data, folder=self.store.blobs.tmp)

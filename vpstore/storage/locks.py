@@ -1,0 +1,127 @@
+"""Locks between processes: who may build a key, who changes the store, who sweeps it.
+
+Place in the path: under `Store` and `Roots`. One empty file a lock in `locks/`; the kernel holds the lock and frees it
+when the process ends, however it ends, so that nobody has to judge whether a lock is stale.
+Invariants: a lock file is never removed (whoever removed one could split its waiters into two groups); another user's
+file serves as well; order, where several are held: a key, then the store, then one artifact or root.
+
+Example:
+    with locks.exclusive(key.hex, waiting=say): ...
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vpstore.errors import VpstoreError
+from vpstore.storage import atomic
+
+STORE: Final = "store"  # shared by those who add to the store, exclusive for the one who sweeps it
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _silently() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Locks:
+    """The locks of one store."""
+
+    root: Path
+
+    @contextmanager
+    def exclusive(self, name: str, *, waiting: Callable[[], None] = _silently) -> Iterator[None]:
+        """Be the only one who holds `name`.
+
+        Args:    waiting: called once if somebody else holds it.
+        """
+        with self._held(name, fcntl.LOCK_EX, waiting):
+            yield
+
+    @contextmanager
+    def shared(self, name: str, *, waiting: Callable[[], None] = _silently) -> Iterator[None]:
+        """Hold `name` with others who share it, while nobody holds it exclusively. May be held twice by one process."""
+        with self._held(name, fcntl.LOCK_SH, waiting):
+            yield
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[bool]:
+        """Hold `name` exclusively if nobody has it.
+
+        Returns: whether it is held.
+        """
+        descriptor = self._open(name)
+        if descriptor is None:
+            yield False
+            return
+        try:
+            yield take(descriptor, fcntl.LOCK_EX)
+        finally:
+            release(descriptor)
+
+    @contextmanager
+    def _held(self, name: str, kind: int, waiting: Callable[[], None]) -> Iterator[None]:
+        descriptor = self._open(name)
+        if descriptor is None:
+            if kind == fcntl.LOCK_EX:
+                raise _unwritable(self.root)
+            yield  # a store that this user can only read and in which nobody ever locked this: nothing to wait for
+            return
+        try:
+            if not take(descriptor, kind):
+                waiting()
+                fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            release(descriptor)
+
+    def _open(self, name: str) -> int | None:
+        """The lock's file, made if need be; None if there is none and this user cannot make it."""
+        path = self.root / f"{name}.lock"
+        with atomic.disk_errors(path, "locking"):
+            try:
+                # Network file systems want write access for an exclusive lock.
+                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+            try:
+                # Of another user, or in a store that is read only.
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return None
+
+
+def _unwritable(folder: Path) -> VpstoreError:
+    return VpstoreError(
+        "a lock cannot be made",
+        where=str(folder),
+        found="no write access",
+        next_step="give this user access to the path",
+    )
+
+
+def take(descriptor: int, kind: int) -> bool:
+    """Lock an open file without waiting.
+
+    Returns: whether it could be had.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def release(descriptor: int) -> None:
+    """Unlock and close: a child that was forked meanwhile has the descriptor, too, and must not keep the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

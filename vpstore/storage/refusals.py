@@ -1,0 +1,61 @@
+"""What the operating system refuses, said to a person: where, and what to do next.
+
+Place in the path: beside `atomic`, around everything that reads or changes a disk for a command.
+Invariants: only refusals that a person can do something about become errors of ours; others, a missing file above all,
+are faults of the program and stay what they are.
+
+Example:
+    with disk_errors(store.root, "publishing vpMoE@smoke"): ...
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from vpstore.errors import VpstoreError
+
+_ADVICE: Final[Mapping[int, str]] = {
+    errno.ENOSPC: "free space on this file system, then run the command again: what was finished is kept",
+    errno.EDQUOT: "raise the quota, then run the command again: what was finished is kept",
+    errno.EACCES: "give this user access to the path",
+    errno.EPERM: "give this user access to the path",
+    errno.EROFS: "mount the file system writable, or set VPSTORE_ROOT to a writable place",
+    errno.EIO: "the device reports damage: move the store to another disk",
+    errno.EFBIG: "raise the limit on file sizes, or move the store to a file system that takes large files",
+    errno.ENAMETOOLONG: "move the checkout or the store to a place with a shorter path",
+    errno.EXDEV: "let all folders of the store lie on one file system",
+    errno.ESTALE: "mount the network file system again, then run the command again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EISDIR: "a folder lies where a file should: move it away",
+    errno.ENOTDIR: "a file lies where a folder should: move it away",
+    errno.ELOOP: "a symbolic link lies where a file should: remove it",
+}
+
+
+def as_error(error: OSError, where: Path | str, doing: str) -> VpstoreError | None:
+    """The error of ours for a refusal, or None if it is no refusal but a fault of the program."""
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    what = f"{doing} failed: {os.strerror(error.errno or 0)}"
+    return VpstoreError(what, where=str(error.filename or where), next_step=advice)
+
+
+@contextmanager
+def disk_errors(where: Path | str, doing: str) -> Iterator[None]:
+    """Turn the operating system's refusals into errors that say where and what next.
+
+    Raises:  VpstoreError: no space, no permission, a read-only file system, a quota, an input/output error.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = as_error(error, where, doing)
+        if known is None:
+            raise
+        raise known from error

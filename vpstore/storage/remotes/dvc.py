@@ -1,0 +1,127 @@
+"""The project's own DVC remotes, opened. The one module that touches DVC's Python API.
+
+Place in the path: push, pull, repair and `verify --remote` call `open_remote` and then know only `base.Remote`.
+From DVC come the configuration of all levels (repository, local, global, system), the URL, and the file system with its
+credentials; the repository itself is not opened, so nothing is locked and nothing is written.
+Invariants: credentials never reach a label or a message; a mistake in the configuration is a UsageError with the
+command that puts it right.
+
+Example:
+    remote = open_remote(work.checkout.root, None)  # the default remote
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from vpstore.errors import RemoteFailure, UsageError, VpstoreError
+from vpstore.storage.remotes.base import Remote
+from vpstore.storage.remotes.directory import DirectoryRemote
+from vpstore.storage.remotes.filesystem import FilesystemRemote
+from vpstore.storage.remotes.s3 import S3Remote
+
+_ADD: Final = "dvc remote add -d NAME URL"
+
+
+def open_remote(root: Path, name: str | None) -> Remote:
+    """Open a DVC remote of a checkout.
+
+    Args:    root: of the checkout; DVC's folder is here or upwards; name: None for the default one.
+    Raises:  UsageError: no DVC here, no such remote, none configured, a configuration that DVC does not read.
+             RemoteFailure: its plugin is not installed, or its credentials cannot be had.
+    """
+    try:
+        import dvc.config
+        import dvc.exceptions
+        import dvc.fs
+    except ImportError as error:
+        raise UsageError(
+            "DVC is not installed", where=str(root), found=_line(error), next_step='pip install "dvc>=3.67,<4"'
+        ) from error
+    folder = _dvc_folder(root)
+    url = where = str(folder / "config")
+    try:
+        config = dvc.config.Config(str(folder))
+        chosen = _chosen(name or config["core"].get("remote"), sorted(config["remote"]), where=where)
+        url = str(config["remote"][chosen]["url"])
+        where = f"{chosen} ({without_secrets(url)})"
+        kind, options, path = dvc.fs.get_cloud_fs(config, name=chosen)
+        return _opened(kind, options, path, where)
+    except VpstoreError:
+        raise
+    except (dvc.fs.RemoteMissingDepsError, ImportError) as error:
+        scheme = urlsplit(url).scheme
+        plugin = f"dvc-{_PLUGINS.get(scheme, scheme)}"
+        raise RemoteFailure(
+            f"this remote needs the package {plugin}",
+            where=where,
+            found=_line(error),
+            next_step=f"pip install {plugin}",
+        ) from error
+    except (dvc.exceptions.DvcException, dvc.fs.ConfigError) as error:
+        raise UsageError(
+            "DVC's configuration of remotes is not acceptable", where=where, found=_line(error), next_step=_ADD
+        ) from error
+    except Exception as error:
+        raise RemoteFailure(
+            "the remote cannot be opened",
+            where=where,
+            found=f"{type(error).__name__}: {_line(error)}",
+            next_step="check its address and the credentials that DVC is given (`dvc remote modify --local`)",
+        ) from error
+
+
+_PLUGINS: Final = {"azure": "azure", "gcs": "gs", "webdavs": "webdav", "https": "http"}
+
+
+def _opened(kind: Any, options: dict[str, Any], path: str, label: str) -> Remote:
+    if kind.protocol == "local":
+        return DirectoryRemote(Path(path), label)
+    opened = kind(**options)
+    if kind.protocol == "s3":
+        # Trying again is done by our own transport, which knows what was reached; twice would multiply the waiting.
+        opened.fs_args.setdefault("config_kwargs", {}).setdefault("retries", {"total_max_attempts": 1})
+        return S3Remote(opened.fs, path, label)
+    return FilesystemRemote(opened.fs, path, label)
+
+
+def _dvc_folder(root: Path) -> Path:
+    for folder in (root.absolute(), *root.absolute().parents):
+        if (folder / ".dvc").is_dir():
+            return folder / ".dvc"
+    raise UsageError(
+        "there is no DVC project here", where=str(root), expected="a .dvc folder here or upwards", next_step="dvc init"
+    )
+
+
+def _chosen(name: str | None, known: list[str], *, where: str) -> str:
+    """The remote's name as DVC keeps it."""
+    if not name:
+        next_step = f"-r {known[0]}, or for good: dvc remote default {known[0]}" if known else _ADD
+        raise UsageError("no remote is named", where=where, found=", ".join(known) or "none", next_step=next_step)
+    if name.lower() not in known:
+        raise UsageError(
+            "there is no such remote",
+            where=where,
+            expected=f"one of {', '.join(known)}" if known else "a configured remote",
+            found=name,
+            next_step=f"dvc remote add {name} URL",
+        )
+    return name.lower()
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: no user, no password, no query."""
+    parts = urlsplit(str(url))
+    if not parts.scheme:
+        return str(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def _line(error: BaseException) -> str:
+    """One line of a message, with what looks like a URL's user and password taken out."""
+    return re.sub(r"//[^/@\s]+@", "//", " ".join(str(error).split()))[:300]

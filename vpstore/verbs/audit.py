@@ -1,0 +1,259 @@
+"""audit: from an artifact back to its donors, every link held against everything that is known about it.
+
+Place in the path: the reviewer's verb. Trusts no stamp and no earlier run; loads the project's own code only to say
+what is stale.
+Invariants: reads only and stops at nothing, so that the faults are all there are; parents are judged before their
+children; equal stores and checkouts give equal reports.
+
+Example:
+    report = audit(work, parse_ref("vpMoE"), Strictness()); report.is_ok, report.faults
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vpstore.errors import BadManifest, UsageError, VpstoreError
+from vpstore.evidence import contents, registry
+from vpstore.evidence.declarations import check_declarations, check_families
+from vpstore.evidence.dossier import LOCK, MISSING, STALE, Dossier, Finding
+from vpstore.evidence.readings import Readings
+from vpstore.evidence.statements import check_statements
+from vpstore.lineage import Lineage, find_artifact, walk
+from vpstore.preparation import staleness
+from vpstore.schema.digest import Digest
+from vpstore.schema.lockfile import Profile
+from vpstore.schema.manifest import Manifest
+from vpstore.schema.ref import Ref
+from vpstore.signatures import load_trusted_keys
+from vpstore.workspace import Workspace
+
+Verdict = Literal["sound", "stale", "differs", "FAULTY", "missing"]
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """What counts as a fault besides what contradicts itself."""
+
+    worktree: bool = False  # staleness, and a lock that is not the committed one
+    locked: bool = False  # every artifact that is not exactly the lock's
+    other_machine: bool = False  # not even other bytes under the lock's own key
+    signed: bool = False  # an artifact that no trusted key signed
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:  UsageError.
+        """
+        if self.locked and self.other_machine:
+            raise UsageError("--locked and --other-machine contradict each other", expected="one of them")
+
+    def counts(self, dossier: Dossier) -> bool:
+        """Whether the artifact's standing to the lock is a fault.
+
+        One that differs through its parents alone is none, unless asked for: the fault is the parent's.
+        """
+        if self.locked:
+            return dossier.standing != "same"
+        return dossier.standing == "record" or (dossier.standing == "bytes" and not self.other_machine)
+
+
+@dataclass(frozen=True)
+class Link:
+    """The verdict on one artifact of the chain."""
+
+    dossier: Dossier
+    verdict: Verdict
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should read beside the verdict."""
+        dossier = self.dossier
+        standing = {
+            "bytes": "the lock's key, other bytes",
+            "inputs": "the lock's but for its parents",
+            "record": "another build than the lock's",
+        }.get(dossier.standing)
+        signed = f"signed by {', '.join(dossier.signers)}" if dossier.signers else None
+        stale = f"changed since: {'; '.join(dossier.stale)}" if dossier.stale else None
+        return tuple(text for text in (standing, stale, signed) if text)
+
+    def to_json(self) -> dict[str, Any]:
+        """The link as `audit --json` prints it."""
+        manifest, dossier = self.dossier.manifest, self.dossier
+        return {
+            "artifact": dossier.artifact,
+            "object": manifest.object if manifest else None,
+            "stage": manifest.stage if manifest else None,
+            "key": manifest.build.key() if manifest else None,
+            "verdict": self.verdict,
+            "inputs": [row._asdict() for row in manifest.build.inputs] if manifest else [],
+            "lock": dossier.standing,
+            "stale": list(dossier.stale),
+            "signed_by": list(dossier.signers),
+            "faults": len(dossier.faults),
+            "remarks": sorted(dossier.remarks),
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The report on a chain."""
+
+    lineage: Lineage | None  # None: the ref leads to no artifact
+    links: Mapping[Digest, Link]  # parents first
+    faults: tuple[Finding, ...]
+    remarks: tuple[str, ...]  # worth knowing, and no fault
+    blobs: int = 0  # read, each once
+    read_bytes: int = 0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.faults
+
+
+def audit(work: Workspace, ref: Ref, strictness: Strictness) -> Audit:
+    """Audit what a ref is now, and everything that it was made from.
+
+    Raises:  NoSuchRef: nothing is built or locked under this name; UsageError: a configuration that cannot be read.
+    """
+    agreed, lock_fault = registry.read_lock(work.checkout)
+    general = [Finding(work.checkout.config.lock, "a sound lock", lock_fault, kind="registry")] if lock_fault else []
+    try:
+        top = find_artifact(work, ref)
+    except BadManifest as error:
+        entry = agreed.get(work.checkout.objects.find(ref)) if ref.prefix is None else None
+        if entry is None:
+            expected, found = error.expected or "a sound pointer", error.found or error.what
+            general.append(Finding(error.where, expected, found, kind="registry"))
+            return Audit(None, {}, tuple(sorted(general)), ())
+        top = entry.artifact  # what is wrong with the pointer is found again on the way
+    return _Run(work, walk(work.store, top), agreed, strictness).report(ref, general)
+
+
+class _Run:
+    """One audit at work."""
+
+    def __init__(self, work: Workspace, lineage: Lineage, agreed: Profile, strictness: Strictness) -> None:
+        self.work, self.lineage, self.agreed, self.strictness = work, lineage, agreed, strictness
+        self.readings = Readings(work.store, work.narrator.progress)
+        self.refs = {manifest.digest: manifest.ref for manifest in lineage.manifests}
+        self.keys = load_trusted_keys(work.checkout)
+        self.committed = registry.committed_lock(work.checkout)
+        self.dossiers = {node.artifact: Dossier(node.artifact, "", node.manifest) for node in lineage}
+
+    def report(self, ref: Ref, general: list[Finding]) -> Audit:
+        """Read everything, then judge it."""
+        self._label(ref)
+        manifests = self.lineage.manifests
+        self.readings.read(digest for manifest in manifests for digest in contents.blobs_of(manifest))
+        self.readings.read_tables(digest for manifest in manifests for digest in contents.shards_of(manifest))
+        for node in self.lineage:
+            dossier = self.dossiers[node.artifact]
+            if node.manifest is None:
+                self._check_unknown(dossier, node.reason)
+            else:
+                self._check(dossier, node.manifest)
+        check_families(self.dossiers.values())
+        self._check_top(ref)
+        links = {artifact: Link(dossier, _verdict(dossier)) for artifact, dossier in self.dossiers.items()}
+        faults = set(general).union(*(dossier.faults for dossier in self.dossiers.values()))
+        return Audit(
+            self.lineage,
+            links,
+            tuple(sorted(faults)),
+            tuple(sorted(self._remarks())),
+            len(self.readings),
+            self.readings.read_bytes,
+        )
+
+    def _label(self, ref: Ref) -> None:
+        """object@stage; with the digest's beginning where two artifacts of the chain are of one object and stage."""
+        counts = Counter(self.refs.values())
+        for node in self.lineage:
+            if node.manifest is not None:
+                is_alone = counts[node.manifest.ref] == 1
+                self.dossiers[node.artifact].label = node.name if is_alone else f"{node.name}#{node.artifact.short}"
+        self.dossiers[self.lineage.top].label = self.dossiers[self.lineage.top].label or str(ref)
+        for node in self.lineage:
+            for row in node.inputs:
+                parent = self.dossiers[row.artifact]
+                parent.label = parent.label or f"{self.dossiers[node.artifact].label}, input {row.role}"
+
+    def _check_unknown(self, dossier: Dossier, reason: str) -> None:
+        fault = self.readings.fault(dossier.artifact)
+        kind = MISSING if fault == MISSING else "manifest"
+        dossier.fault(kind, "manifest", expected=dossier.artifact, found=fault or reason, blob=dossier.artifact)
+
+    def _check(self, dossier: Dossier, manifest: Manifest) -> None:
+        work = self.work
+        contents.check_contents(dossier, manifest, self.readings)
+        check_declarations(dossier, manifest, self.dossiers, work.checkout)
+        registry.check_lock(dossier, manifest, self.agreed, self.refs)
+        if self.strictness.counts(dossier):
+            registry.standing_fault(dossier, manifest, self.agreed, self.refs, work.store)
+        registry.check_pointer(dossier, manifest, work)
+        registry.check_key(dossier, manifest, work.store)
+        check_statements(dossier, manifest, work.store.attestations, self.keys)
+        if self.strictness.signed and not dossier.signers:
+            dossier.fault("signature", "signatures", expected="one by a trusted key", found="none")
+        self._check_worktree(dossier, manifest)
+
+    def _check_worktree(self, dossier: Dossier, manifest: Manifest) -> None:
+        try:
+            reasons = staleness(self.work, manifest)
+        except VpstoreError as error:
+            dossier.remark(f"whether it is stale cannot be told: {error.what} ({error.where})")
+            reasons = ()
+        except Exception as error:  # the project's own code ran, and may fail in any way; all other evidence stands
+            dossier.remark(f"whether it is stale cannot be told: {type(error).__name__}: {error}")
+            reasons = ()
+        # Other sources or another tokenizer than the checkout declares are faults whatever the working tree is for.
+        dossier.stale = tuple(reason for reason in reasons if reason not in ("sources", "tokenizer"))
+        is_committed = registry.check_committed(dossier, manifest.ref, self.agreed, self.committed)
+        if self.strictness.worktree:
+            for reason in dossier.stale:
+                dossier.fault(STALE, "working tree", expected="what it was built from", found=f"other {reason}")
+            if not is_committed:
+                dossier.fault(STALE, self.work.checkout.config.lock, expected="the committed entry", found="another")
+
+    def _check_top(self, ref: Ref) -> None:
+        """What was asked for must be what was found."""
+        top = self.dossiers[self.lineage.top]
+        if ref.prefix is None and top.manifest is not None:
+            stage = self.work.checkout.objects.find(ref)
+            if top.manifest.ref != stage:
+                top.fault("registry", f"pointer of {stage}", expected=str(stage), found=str(top.manifest.ref))
+
+    def _remarks(self) -> Iterator[str]:
+        for dossier in self.dossiers.values():
+            yield from dossier.remarks
+        dossiers = [dossier for dossier in self.dossiers.values() if dossier.manifest is not None]
+        unsigned = [dossier for dossier in dossiers if not dossier.signers]
+        if self.keys and unsigned:
+            yield f"{len(unsigned)} of {len(dossiers)} artifacts carry no signature of a trusted key"
+        for dossier in dossiers:
+            if dossier.standing == "bytes":
+                yield (
+                    f"{dossier.label}: other bytes under the lock's key come from another make of machine, from a "
+                    "build that does not reproduce, or from a forger; vpstore reproduce shows what this machine makes"
+                )
+        top = self.dossiers[self.lineage.top]
+        if top.standing != "same" and not top.signers:
+            yield f"{top.label}: nothing outside the store vouches for it: not the lock's, and not signed"
+
+
+def _verdict(dossier: Dossier) -> Verdict:
+    """The worst that is known."""
+    kinds = {fault.kind for fault in dossier.faults}
+    if kinds - {LOCK, STALE, MISSING}:
+        return "FAULTY"
+    if MISSING in kinds:
+        return "missing"
+    if dossier.standing not in ("same", "absent") or LOCK in kinds:
+        return "differs"
+    return "stale" if dossier.stale else "sound"

@@ -1,0 +1,120 @@
+"""export: an artifact as a plain directory, for tools and machines that know nothing of a store.
+
+Place in the path: resolve -> **export** -> somebody else. What a view shows by links, an exported directory holds:
+the artifact's files and `artifact.json`, each its own, writable and nobody's link.
+Invariants: each file is held against its digest while or after it is copied; the directory is whole or absent, under a
+hidden temporary name until it is whole; nothing that is there already is overwritten.
+
+Example:
+    export(work, manifest, Path("/tmp/vpDense"))
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from vpstore.errors import BlobMissing, DigestMismatch, UsageError
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import MANIFEST_FILE, Manifest
+from vpstore.storage import atomic
+from vpstore.workspace import Workspace
+
+_MODE = 0o644  # under the umask, as any new file
+
+
+def refuse_target(work: Workspace, target: Path) -> None:
+    """Hold the name of the directory against what is there.
+
+    Raises:  UsageError: something is there that is no empty directory, or it lies in the store or among the views.
+    """
+    try:
+        fault, found = _fault(target)
+    except OSError as error:  # a name that the file system does not take, or a folder that may not be read
+        fault, found = "an absent or empty directory", str(error.strerror)
+    for place in (work.store.root, work.checkout.views):
+        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(place)):
+            fault, found = "a directory outside the store and the views", work.checkout.relative(place)
+    if fault:
+        raise UsageError("an artifact cannot be exported there", where=str(target), expected=fault, found=found)
+
+
+def _fault(target: Path) -> tuple[str, str]:
+    wanted = "an absent or empty directory"
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        return wanted, "a link or a file"
+    if target.is_dir() and any(target.iterdir()):
+        return wanted, "one that is not empty"
+    if target.is_mount():
+        return "a directory below it", "a mount point, which cannot appear at once"
+    nearest = next(folder for folder in target.parents if folder.exists())
+    return ("", "") if nearest.is_dir() else ("a directory to put it in", f"{nearest} is a file")
+
+
+def export(work: Workspace, manifest: Manifest, target: Path) -> None:
+    """Write an artifact's files as real files.
+
+    Raises:  UsageError: see `refuse_target`; BlobMissing, DigestMismatch: a blob is not what it should be;
+             VpstoreError: the disk refuses.
+    """
+    refuse_target(work, target)
+    files = {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
+    fresh = atomic.temporary_name(target.parent)
+    fresh = fresh.with_name(f".vpstore-export-{fresh.name}")
+    with atomic.disk_errors(target, "exporting"), work.store.roots.running(artifacts=[manifest.digest]):
+        try:
+            for number, (path, digest) in enumerate(sorted(files.items())):
+                work.narrator.progress("export", number, len(files))
+                atomic.make_directory((fresh / path).parent)
+                _write(work, fresh / path, digest, what=f"{manifest.ref}, {path}")
+            _install(fresh, target)
+        finally:
+            atomic.remove_tree(fresh)
+            work.narrator.progress("export", len(files), len(files))
+
+
+def _write(work: Workspace, path: Path, digest: Digest, *, what: str) -> None:
+    """Share the blob's bytes where the file system can, else copy them; either way they are read and compared."""
+    blob = work.store.blobs.path(digest)
+    try:
+        if atomic.clone(blob, path):
+            path.chmod(path.stat().st_mode | 0o200)
+            atomic.fsync_file(path)
+            atomic.fsync_directory(path.parent)
+            found = atomic.digest_file(path)[0]
+        else:
+            found = _copy(blob, path)
+    except FileNotFoundError:
+        raise BlobMissing("the store does not hold a blob", where=what, expected=digest) from None
+    if found != digest:
+        raise DigestMismatch(
+            "a blob does not match its digest",
+            where=f"{what}, {blob}",
+            expected=digest,
+            found=found,
+            next_step=f"vpstore verify {what.split(',')[0]} lists all damage",
+        )
+
+
+def _copy(blob: Path, path: Path) -> Digest:
+    with atomic.TemporaryFile(path.parent) as out:
+        with blob.open("rb", buffering=0) as source:
+            buffer = memoryview(bytearray(atomic.CHUNK))
+            while count := source.readinto(buffer):
+                out.write(buffer[:count])
+        out.commit(path, mode=_MODE)
+        return out.digest
+
+
+def _install(fresh: Path, target: Path) -> None:
+    try:
+        atomic.rename(fresh, target)  # replaces an empty directory, and nothing else
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UsageError(
+            "somebody else wrote to the directory meanwhile",
+            where=str(target),
+            expected="an absent or empty directory",
+        ) from error

@@ -1,0 +1,258 @@
+"""repair: damaged and missing objects are had from somewhere else, and the damaged ones kept.
+
+Place in the path: verify -> **repair** -> resolve. The only command that replaces anything, here or on a remote. What
+comes is verified before it takes a name; what was here gets a second name in quarantine first, so that the last copy is
+never thrown away.
+Invariants: stamps are not believed, every blob is read; a missing artifact is fetched only if somebody who is believed
+names it; an ancestor that is not here at all is pull's business; views are left to `resolve`, pointers to `build`.
+
+Example:
+    repaired = repair_store(work, wanted, remote)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, NotLocked, VpstoreError
+from vpstore.schema.digest import Digest
+from vpstore.schema.manifest import Manifest
+from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
+from vpstore.sharing.inspection import about
+from vpstore.sharing.mending import MISSING, Repaired
+from vpstore.sharing.naming import hold_to_name
+from vpstore.sharing.plan import Lineage, Wanted, fetch_manifest, gather, registered
+from vpstore.sharing.receiving import receive
+from vpstore.sharing.registry import Claims
+from vpstore.sharing.report import Report
+from vpstore.sharing.sending import send
+from vpstore.sharing.trust import Trust
+from vpstore.storage import atomic
+from vpstore.storage.remotes.base import Remote, blob_name
+from vpstore.workspace import Workspace
+
+REBUILD = "vpstore build --force makes it again, or vpstore resolve --rebuild"
+
+
+@dataclass
+class _Repair:
+    """One run over this store."""
+
+    work: Workspace
+    source: Remote | None
+    crew: Crew
+    report: Repaired
+    faults: dict[Digest, str] = field(default_factory=dict)  # what is wrong with a blob here, "" if nothing
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)
+
+    def fault(self, digest: Digest) -> str:
+        """Read a blob of the store, whatever the stamps say."""
+        if digest not in self.faults:
+            self.faults[digest] = _fault(self.work, digest)
+        return self.faults[digest]
+
+    def manifest(self, artifact: Digest, label: str) -> Manifest:
+        """The manifest here, else the source's."""
+        if artifact not in self.manifests:
+            if not self.fault(artifact):
+                found = self.work.store.manifest(artifact, what=label)
+            elif self.source is None:
+                raise BlobMissing("no other copy of a manifest is at hand", where=label, expected=artifact)
+            else:
+                found = fetch_manifest(self.source, artifact, label)
+            self.manifests[artifact] = found
+        return self.manifests[artifact]
+
+    def ancestor(self, artifact: Digest, label: str) -> Manifest:
+        """The same, for gather: an ancestor that is not here at all is passed over."""
+        if artifact not in self.manifests and not self.work.store.blobs.has(artifact):
+            raise BlobMissing("not in this store", where=label, expected=artifact)
+        return self.manifest(artifact, label)
+
+
+def repair_store(
+    work: Workspace,
+    wanted: Sequence[Wanted],
+    source: Remote | None,
+    *,
+    workers: int = DEFAULT_WORKERS,
+    is_dry_run: bool = False,
+) -> Repaired:
+    """Mend what this store has of some artifacts and their ancestors.
+
+    Args:    source: a remote or another store; None: only what follows from what is here is mended.
+    Returns: what was damaged or missing, and what was done about each.
+    Raises:  RemoteFailure, Interrupted: what was mended by then stays so.
+    """
+    report = Repaired("" if source is None else source.label, str(work.store.root), is_dry_run)
+    artifacts = [row.artifact for row in wanted]
+    with (
+        registered(work.store, artifacts, is_dry_run=is_dry_run),
+        Crew(work.narrator, "repair", workers=workers) as crew,
+    ):
+        run = _Repair(work, source, crew, report)
+        trust = Trust.of(work)
+        names = _names(run, wanted, trust)
+        lineage = gather(names, run.ancestor)
+        for artifact, error in lineage.unread.items():
+            if work.store.blobs.has(artifact):
+                _lose_manifest(run, artifact, lineage.labels[artifact], error)
+        with registered(work.store, (), lineage.blobs(), is_dry_run=is_dry_run):
+            _mend_blobs(run, lineage)
+            for artifact, manifest in lineage.manifests.items():
+                _mend_manifest(run, manifest, label=lineage.labels[artifact])
+                Claims(work.store, report, source, trust).mend(manifest, is_wanted=artifact in names)
+        if not is_dry_run:
+            with atomic.disk_errors(work.store.root, "repairing"):  # also what a repair mended that was killed then
+                work.store.blobs.rely_on([*lineage.blobs(), *lineage.manifests])
+                work.store.settle()
+        work.store.blobs.stamp_written()
+    return report
+
+
+def repair_remote(
+    work: Workspace,
+    wanted: Sequence[Wanted],
+    remote: Remote,
+    *,
+    workers: int = DEFAULT_WORKERS,
+    is_dry_run: bool = False,
+) -> Repaired:
+    """Read what a remote has of some artifacts and their lineage, and overwrite what is wrong from this store.
+
+    Returns: what was damaged or missing there; what is not healthy here either is lost, and stays there as it is.
+    Raises:  RemoteFailure, Interrupted.
+    """
+    sent = Report(remote.label, is_dry_run, is_deep=True)
+    report = Repaired(str(work.store.root), remote.label, is_dry_run, failures=sent.failures)
+    artifacts = [row.artifact for row in wanted]
+    with (
+        registered(work.store, artifacts, is_dry_run=is_dry_run),
+        Crew(work.narrator, "repair", workers=workers) as crew,
+    ):
+        lineage = send(work, wanted, remote, crew=crew, report=sent)
+        _tell_remote(remote, lineage, sent, report)
+    return report
+
+
+def _tell_remote(remote: Remote, lineage: Lineage, sent: Report, report: Repaired) -> None:
+    """What was sent in the place of something wrong, and what is still wrong."""
+    parts = {blob_name(digest): what for digest, what in lineage.blobs().items()}
+    for row in sent.moved:
+        found = row.found or MISSING
+        where = parts.get(row.name, row.name.partition("/")[0])
+        report.add(where, row.name, found=found, action="fetched" if found == MISSING else "replaced")
+    mended = [row.name for row in sent.moved]
+    for artifact, manifest in lineage.manifests.items():
+        for fault in about(remote, manifest):
+            # On a dry run the faults that would be mended are still there; a folder's is that of its files.
+            if not any(name.startswith(fault.name) for name in mended):
+                step = "this store has no healthy one; pull does not believe what is there"
+                report.add(lineage.labels[artifact], fault.name, found=fault.found, action="lost", next_step=step)
+
+
+def _fault(work: Workspace, digest: Digest) -> str:
+    try:
+        work.store.blobs.check(digest)
+    except BlobMissing:
+        return MISSING
+    except DigestMismatch as error:
+        return error.found
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    return ""
+
+
+def _names(run: _Repair, wanted: Sequence[Wanted], trust: Trust) -> dict[Digest, str]:
+    """The artifacts whose manifests are here or can be had; the others are lost, or refused."""
+    names: dict[Digest, str] = {}
+    for row in wanted:
+        try:
+            if not (run.work.store.blobs.has(row.artifact) or row.is_exact or _is_vouched(run, row.artifact, trust)):
+                raise NotLocked(
+                    "a manifest is missing, and nobody who is believed here names it",
+                    where=f"{row.label}, {row.artifact}",
+                    expected="an entry in vpstore.lock, or an attestation signed with a trusted key",
+                    next_step=f"vpstore build {row.label}",
+                )
+            hold_to_name(row, run.manifest(row.artifact, row.label))
+            names.setdefault(row.artifact, row.label)
+        except (BadManifest, NotLocked) as error:
+            run.report.failures.append(error)
+        except (BlobMissing, DigestMismatch) as error:
+            _lose_manifest(run, row.artifact, row.label, error)
+    return names
+
+
+def _is_vouched(run: _Repair, artifact: Digest, trust: Trust) -> bool:
+    if artifact in trust.locked:
+        return True
+    return run.source is not None and trust.word(run.source, artifact).is_vouched
+
+
+def _lose_manifest(run: _Repair, artifact: Digest, label: str, error: VpstoreError) -> None:
+    found = run.fault(artifact)
+    where = f"{label}, manifest ({error.what})"
+    run.report.add(where, blob_name(artifact), found=found, action="lost", next_step=_next_step(run))
+
+
+def _next_step(run: _Repair) -> str:
+    return REBUILD if run.source is not None else f"name another store or remote; else {REBUILD}"
+
+
+def _mend_blobs(run: _Repair, lineage: Lineage) -> None:
+    """Read every blob, then fetch those that are damaged or missing."""
+    sizes = lineage.sizes()
+    reading = {digest: run.crew.start(partial(run.fault, digest)) for digest in lineage.blobs()}
+    faulty = {digest: run.crew.result(job) for digest, job in reading.items()}
+    coming = {
+        digest: run.crew.start(partial(_come, run, digest, sizes.get(digest)))
+        for digest, found in faulty.items()
+        if found
+    }
+    for digest, what in lineage.blobs().items():
+        if digest not in coming:
+            continue
+        error = run.crew.failure(coming[digest])
+        _tell(run, what, digest, error)
+
+
+def _come(run: _Repair, digest: Digest, size_bytes: int | None) -> None:
+    name = blob_name(digest)
+    if run.source is None:
+        raise BlobMissing("no other copy is at hand", where=name, expected=digest)
+    if run.report.is_dry_run:
+        if run.source.size(name) is None:
+            raise BlobMissing("the source has none", where=name, expected=digest)
+        return
+    run.crew.expect(size_bytes or 0)
+    receive(run.work.store, run.source, digest, size_bytes=size_bytes, moved=run.crew.moved)
+
+
+def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -> None:
+    found, name = run.fault(digest), blob_name(digest)
+    if error is None:
+        run.report.add(what, name, found=found, action="fetched" if found == MISSING else "replaced")
+        if not run.report.is_dry_run:
+            run.faults[digest] = ""
+        return
+    where = f"{what} ({error.what})"
+    run.report.add(where, name, found=found, action="lost", next_step=_next_step(run))
+
+
+def _mend_manifest(run: _Repair, manifest: Manifest, *, label: str) -> None:
+    """Write a manifest that was damaged, or one that was missing and all of whose blobs are here now."""
+    found = run.fault(manifest.digest)
+    if not found:
+        return
+    is_whole = run.report.is_dry_run or not any(run.fault(digest) for digest in manifest.blobs())
+    where, name = f"{label}, manifest", blob_name(manifest.digest)
+    if found == MISSING and not is_whole:
+        run.report.add(where, name, found=found, action="lost", next_step="once its blobs are here, repair again")
+        return
+    if not run.report.is_dry_run:
+        with atomic.disk_errors(run.work.store.root, f"storing the manifest of {label}"):
+            run.work.store.put_manifest(manifest)
+    run.report.add(where, name, found=found, action="fetched" if found == MISSING else "replaced")

@@ -170,8 +170,8 @@ def load_runner(checkout: Checkout) -> Runner:
 def _drop_stale_bytecode(package: Path) -> None:
     """Remove compiled modules that are older than the last change of their source.
 
-    Python compares size and whole seconds of mtime only: a params module edited twice within a second, or with its times
-    put back, would otherwise run as it was, and give the key of what it was.
+    Python compares size and whole seconds of mtime only: a params module edited twice within a second, or with its
+    times put back, would otherwise run as it was, and give the key of what it was.
     """
     for source in package.rglob("*.py") if package.is_dir() else ():
         compiled = Path(importlib.util.cache_from_source(str(source)))

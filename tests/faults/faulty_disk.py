@@ -121,16 +121,19 @@ class FaultyDisk(Disk):
         """fsync(2)."""
         path, inode = _name(descriptor), os.fstat(descriptor).st_ino
         is_folder = os.path.isdir(path)
+
+        def done() -> None:
+            if is_folder:
+                self.journal.directory_synced(path)
+            elif inode not in self.journal.lost:
+                self.journal.durable.add(inode)
+
         try:
-            self._call(("fsync", path, ""), lambda: super(FaultyDisk, self).fsync(descriptor))
+            self._call(("fsync", path, ""), lambda: super(FaultyDisk, self).fsync(descriptor), done)
         except OSError:
             if not is_folder:
                 self.journal.lost.add(inode)
             raise
-        if is_folder:
-            self.journal.directory_synced(path)
-        elif inode not in self.journal.lost:
-            self.journal.durable.add(inode)
 
     def rename(self, source: Path, target: Path) -> None:
         """rename(2)."""

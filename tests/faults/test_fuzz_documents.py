@@ -34,7 +34,7 @@ def test_every_parser_is_here_and_reads_its_samples(by_name: dict[str, Parser]) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random=st.randoms(use_true_random=False))
 def test_a_mutated_document_is_refused_or_given_back(by_name: dict[str, Parser], name: str, random: Random) -> None:
     parser = by_name[name]
@@ -53,7 +53,7 @@ def test_many_mutated_documents_are_refused_or_given_back(by_name: dict[str, Par
     assert taken > 0 or name == "key"  # the mutations are mild enough to be accepted now and then
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=200) | st.text(max_size=80).map(str.encode))
 def test_noise_is_refused(by_name: dict[str, Parser], data: bytes) -> None:
     for parser in by_name.values():
@@ -71,7 +71,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(values)
 def test_canonical_bytes_are_the_reference_implementations(value: Any) -> None:
     data = canonical_bytes(value)
@@ -79,7 +79,7 @@ def test_canonical_bytes_are_the_reference_implementations(value: Any) -> None:
     assert canonical_bytes(parse_canonical(data, where="test")) == data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_is_written_as_the_reference_implementation_does(value: float) -> None:
     assert canonical_bytes(value) == rfc8785.dumps(value)

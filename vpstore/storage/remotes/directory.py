@@ -126,6 +126,7 @@ class DirectoryRemote:
         target = self._path(name)
         atomic.make_directory(self._tmp)
         atomic.make_directory(target.parent)
+        self._settle(target.parent)
         return target
 
     def _open(self, name: str) -> BinaryIO:

@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test test-slow faults bench lint clean help
+.PHONY: repro stage1-smoke test test-slow faults bench lint clean help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # A stamp, so that an installed environment costs nothing; a change of the pins installs again.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -18,6 +18,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was built
 	@started=$$(date +%s) && dvc repro && vpstore build --all --since $$started
+
+stage1-smoke: $(BIN)/.installed  ## after make repro: Stage 1 for some steps from vpMoE's digest, killed and resumed
+	python -m recipes.stage1_smoke rehearse --out runs/stage1-smoke
 
 test: $(BIN)/.installed  ## the default tests: offline, CPU, under five minutes
 	pytest

@@ -31,7 +31,7 @@ from recipes.checkpoint import (
 )
 from recipes.data.encodings import O200K_HARMONY
 from recipes.data.harmony import HarmonyTokenizer
-from recipes.data.text import RowFile
+from recipes.data.rows import PROSE_COLUMNS, JsonLines
 from recipes.data.vocabulary import encode_with, read_vocabulary
 from recipes.model.donor import Donor
 from recipes.model.health import added_counts, health_rows, router_health
@@ -110,7 +110,7 @@ def held_out_texts(path: Path, params: Params) -> list[str]:
     """
     texts: list[str] = []
     size = 0
-    with RowFile(path, required=("doc_id", "text")) as file:
+    with JsonLines(path, PROSE_COLUMNS) as file:
         for _, row in file.rows():
             text = cut_bytes(row["text"], min(params.max_bytes_per_document, params.total_bytes - size))
             if text:

@@ -20,20 +20,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from recipes.data.conversation import ANALYSIS, FINAL, Exchange, Frame, HarmonyRenderer, Rendered
-from recipes.data.corpus_index import PROSE_COLUMNS, CorpusIndex, Entry, Split, index_prose, index_synth
+from recipes.data.corpus_index import CorpusIndex, Entry, Split, index_prose, index_synth
+from recipes.data.dataset_manifest import MANIFEST, described
 from recipes.data.encodings import O200K_HARMONY
 from recipes.data.harmony import EOD, HarmonyTokenizer
 from recipes.data.megatron_dataset import IndexedDatasetWriter
-from recipes.data.synth import USED, exchange_of
-from recipes.data.text import RowFile, clean_text
-from recipes.data.workers import OrderedMap
+from recipes.data.rows import ENDINGS, PROSE_COLUMNS, Columns, JsonLines, open_rows, row_format, seekable
+from recipes.data.synth import SYNTH_COLUMNS, exchange_of
+from recipes.data.text import clean_text
+from recipes.data.workers import Workers
 from recipes.params.healing_text import Params
 from recipes.recipe import Context, Gate, Report, RunResult, copy_file, json_file
 from vpstore.errors import RecipeRefused
@@ -95,13 +96,13 @@ def run(context: Context) -> RunResult:
         indices = _indices(context, stack)
         params: Params = context.params
         arguments = (context.inputs["tokenizer"].path, Frame(**params.frame.model_dump()), params.max_document_tokens)
-        encode = stack.enter_context(OrderedMap(Encoder, arguments))
-        tallies = {split: _write_split(_Job(split, folder, indices, params), encode) for split in _SPLITS}
+        encode = stack.enter_context(Workers(Encoder, arguments))
+        tallies = {split: _write_split(_Job(split, folder, indices, context), encode) for split in _SPLITS}
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     numbers: dict[str, Any] = {split: tally.numbers() for split, tally in tallies.items()}
     numbers["dropped"] = {part: dict(sorted(index.drops.items())) for part, index in indices.items()}
     files = [copy_file(name, path, _media_type(name)) for name, path in paths.items()]
-    files.append(json_file("manifest.json", {**_manifest(context, paths), **numbers}))
+    files.append(json_file(MANIFEST, {**_manifest(context, paths), **numbers}))
     return RunResult(files=files, report=_report(tallies, numbers))
 
 
@@ -109,24 +110,30 @@ def _indices(context: Context, stack: ExitStack) -> dict[Part, CorpusIndex]:
     """Both parts; their files stay open until the stack is closed."""
     params: Params = context.params
 
-    def opened(role: str, required: tuple[str, ...]) -> list[RowFile]:
-        return [stack.enter_context(RowFile(path, required=required)) for path in _files(context.sources, role)]
+    def opened(role: str, columns: Columns) -> list[JsonLines]:
+        readers = []
+        for number, (name, path) in enumerate(_files(context.sources, role)):
+            unpacked = context.scratch / "unpacked" / role / f"{number}.jsonl"
+            plain = seekable(open_rows(path, columns, name=name), unpacked)
+            readers.append(stack.enter_context(plain))
+        return readers
 
-    prose = opened("prose", PROSE_COLUMNS)
-    synth = opened("synth", USED)
+    nul_policy = params.nul_policy
     return {
-        "prose": index_prose(prose, fraction=params.held_out_fraction, nul_policy=params.nul_policy),
-        "harmony": index_synth(synth, fraction=params.synth_held_out_fraction),
+        "prose": index_prose(opened("prose", PROSE_COLUMNS), fraction=params.held_out_fraction, nul_policy=nul_policy),
+        "harmony": index_synth(
+            opened("synth", SYNTH_COLUMNS), fraction=params.synth_held_out_fraction, nul_policy=nul_policy
+        ),
     }
 
 
-def _files(sources: Mapping[str, Path], role: str) -> list[Path]:
-    found = [sources[name] for name in sorted(sources) if name.startswith(f"{role}/") and name.endswith(".jsonl")]
+def _files(sources: Mapping[str, Path], role: str) -> list[tuple[str, Path]]:
+    found = [(name, sources[name]) for name in sorted(sources) if name.startswith(f"{role}/") and row_format(name)]
     if not found:
         raise RecipeRefused(
             "the healing data has no source",
             where=f"source role {role}",
-            expected="at least one .jsonl file",
+            expected=f"at least one file that ends with one of {', '.join(ENDINGS)}",
             found=", ".join(sorted(sources)) or "no sources",
             next_step="name its provenance in objects.toml",
         )
@@ -140,21 +147,31 @@ class _Job:
     split: Split
     folder: Path
     indices: Mapping[Part, CorpusIndex]
-    params: Params
+    context: Context
+
+    @property
+    def params(self) -> Params:
+        """Of the recipe."""
+        params: Params = self.context.params
+        return params
+
+    @property
+    def total(self) -> int:
+        """How many tokens the split may hold."""
+        return self.params.train_tokens if self.split == "train" else self.params.valid_tokens
 
     def budget(self, part: Part) -> int:
-        total = self.params.train_tokens if self.split == "train" else self.params.valid_tokens
-        harmony = round(total * self.params.harmony_share)
-        return harmony if part == "harmony" else total - harmony
+        harmony = round(self.total * self.params.harmony_share)
+        return harmony if part == "harmony" else self.total - harmony
 
     def documents(self, part: Part) -> Iterator[str | Exchange]:
         for entry in self.indices[part].entries[self.split]:
             yield _document(part, self.indices[part].row(entry), self.params)
 
 
-def _document(part: Part, row: Mapping[str, Any], params: Params) -> str | Exchange:
+def _document(part: Part, row: Mapping[str, str], params: Params) -> str | Exchange:
     if part == "harmony":
-        document: str | Exchange | None = exchange_of(row, drops=Counter())
+        document: str | Exchange | None = exchange_of(row, drops=Counter(), nul_policy=params.nul_policy)
     else:
         document = clean_text(row["text"], nul_policy=params.nul_policy, drops=Counter())
     if document is None:  # it was accepted a moment ago: the file was changed under our hands
@@ -162,7 +179,7 @@ def _document(part: Part, row: Mapping[str, Any], params: Params) -> str | Excha
     return document
 
 
-def _write_split(job: _Job, encode: OrderedMap) -> _Tally:
+def _write_split(job: _Job, encode: Workers) -> _Tally:
     tally = _Tally()
     with ExitStack() as stack:
         writers = [
@@ -173,6 +190,7 @@ def _write_split(job: _Job, encode: OrderedMap) -> _Tally:
             for writer, array in zip(writers, rendered.arrays, strict=True):
                 writer.add_document(array)
             tally.count(part, rendered)
+            job.context.progress(f"tokens of {job.split}", tally.tokens.total(), job.total)
             if lines is not None:
                 lines.write(part, entry)
     for part in ("prose", "harmony"):
@@ -187,7 +205,7 @@ def _write_split(job: _Job, encode: OrderedMap) -> _Tally:
     return tally
 
 
-def _mixed(job: _Job, encode: OrderedMap, tally: _Tally) -> Iterator[tuple[Part, Entry, Rendered]]:
+def _mixed(job: _Job, encode: Workers, tally: _Tally) -> Iterator[tuple[Part, Entry, Rendered]]:
     """Documents of both parts, each time from the part that is further behind its share; prose on a tie."""
     parts: tuple[Part, ...] = ("prose", "harmony")
     streams = {part: _within_budget(job, part, encode=encode, tally=tally) for part in parts}
@@ -200,7 +218,7 @@ def _mixed(job: _Job, encode: OrderedMap, tally: _Tally) -> Iterator[tuple[Part,
             yield part, *following
 
 
-def _within_budget(job: _Job, part: Part, *, encode: OrderedMap, tally: _Tally) -> Iterator[tuple[Entry, Rendered]]:
+def _within_budget(job: _Job, part: Part, *, encode: Workers, tally: _Tally) -> Iterator[tuple[Entry, Rendered]]:
     """Documents of one part until the next one would not fit; `tally.tokens` grows as its reader counts."""
     entries = job.indices[part].entries[job.split]
     for number, (rendered, cut) in enumerate(encode(job.documents(part))):
@@ -225,9 +243,9 @@ class _Lines:
         self._out = {part: stack.enter_context((job.folder / name).open("wb")) for part, name in names.items()}
 
     def write(self, part: Part, entry: Entry) -> None:
-        row = self._job.indices[part].row(entry)
+        row: dict[str, Any] = self._job.indices[part].row(entry)
         if part == "prose":
-            row = {"doc_id": row["doc_id"], "text": _document(part, row, self._job.params)}
+            row["text"] = _document(part, row, self._job.params)
         self._out[part].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
@@ -239,7 +257,13 @@ def _manifest(context: Context, files: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "format": 1,
         "kind": "healing_text",
-        "tokenizer": {"encoding": O200K_HARMONY.name, "artifact": context.inputs["tokenizer"].digest},
+        "sources": {name: described(path) for name, path in sorted(context.sources.items()) if row_format(name)},
+        "ignored_sources": [name for name in sorted(context.sources) if not row_format(name)],
+        "tokenizer": {
+            "encoding": O200K_HARMONY.name,
+            "sha256": O200K_HARMONY.ranks_sha256,
+            "artifact": context.inputs["tokenizer"].digest,
+        },
         "padded_vocab": O200K_HARMONY.n_vocab,
         "end_of_document": EOD,
         "masks": "shifted: index t speaks of label t + 1",
@@ -249,13 +273,8 @@ def _manifest(context: Context, files: Mapping[str, Path]) -> dict[str, Any]:
             "rule": "held out if the first 8 bytes, big-endian, lie below fraction * 2**64",
         },
         "params": context.params.model_dump(mode="json"),
-        "files": {name: _described(path) for name, path in files.items()},
+        "files": {name: described(path) for name, path in files.items()},
     }
-
-
-def _described(path: Path) -> dict[str, Any]:
-    with path.open("rb") as data:
-        return {"sha256": file_digest(data, "sha256").hexdigest(), "size_bytes": path.stat().st_size}
 
 
 def _report(tallies: Mapping[Split, _Tally], metrics: Mapping[str, Any]) -> Report:

@@ -1,47 +1,55 @@
 """Write the Stage 1 run that consumes vpMoE by its digest: as TOML, and as arguments for Megatron.
 
 Place in the path: config -> **recipe**; a plan without tensors. The trainer of Stage 1 reads `stage1.toml` and refuses
-to start if a digest in it is not that of what it has before it.
+to start if a digest in it is not that of what it has before it; `recipes/stage1_smoke.py` is such a trainer.
 
 Invariants: figures of the architecture come from the checkpoint's config.json, never from here; both files are parsed
 back and held against the params before they count as written; nothing in them depends on time, host or path.
 
 Example:
-    stage stage1@main, inputs checkpoint = vpMoE@smoke, data = healing_text, tokenizer = o200k-harmony
+    stage stage1@main, inputs checkpoint = vpMoE@smoke, data = synth_kd, tokenizer = o200k-harmony
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from typing import Any
 
+from blake3 import blake3
+
 from recipes.checkpoint import parse_student_config
+from recipes.data.batches import AlignedDataset
+from recipes.data.dataset_manifest import MANIFEST, checked_manifest
 from recipes.data.encodings import O200K_HARMONY
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.params.stage1_handoff import Params
-from recipes.recipe import Context, Gate, Plan, Report, bytes_file
+from recipes.recipe import Context, Gate, InputArtifact, Plan, Report, bytes_file
 from recipes.train.losses import VALID_VOCAB
+from recipes.train.megatron_arguments import megatron_arguments, megatron_comments
 from recipes.train.run_files import parse_arguments, to_toml, write_arguments
 from vpstore.errors import RecipeRefused
 
 TOML_FILE, ARGUMENTS_FILE = "stage1.toml", "megatron_args.txt"
 FORMAT = 1
+DATA_KIND = "synth_kd"
 # What must be equal, by digest, for a run to start or to go on.
-IDENTITY = ("checkpoint", "data", "tokenizer", "config")
+IDENTITY = ("checkpoint", "data", "data_manifest", "tokenizer", "config")
 
 STEP_LOGS = (
     "loss_total", "cross_entropy", "cross_entropy_reasoning", "cross_entropy_final", "tokens_plain", "tokens_reasoning",
     "tokens_final", "learning_rate_by_group", "gradient_norm", "tokens_per_second", "consumed_samples",
 )  # fmt: skip
 ROUTER_LOGS = (
-    "sequence_auxiliary_loss", "cv_percent", "entropy", "max_load_percent", "active_experts", "dead_experts",
-    "expert_bias_min", "expert_bias_max",
+    "sequence_auxiliary_loss", "cv_percent", "entropy", "score_entropy", "max_load_percent", "active_experts",
+    "dead_experts", "expert_bias_min", "expert_bias_max",
 )  # fmt: skip
 EVALUATION_LOGS = ("held_out_cross_entropy_reasoning", "held_out_cross_entropy_final", "format_validity")
 PROVENANCE_LOGS = ("git_sha", "config_digest", "tokenizer_digest", "data_manifest_digest", "checkpoint_digest")
 STATE_PARTS = (
     "weights", "normuon_momentum", "normuon_second_moment", "adamw_mean", "adamw_square", "adamw_step", "expert_bias",
-    "log_freq_float32", "random_generators", "epoch", "consumed_samples", "shuffle_seed", "schedule_step",
+    "log_freq_float32", "random_generators", "epoch", "token_of_epoch", "consumed_samples", "shuffle_seed",
+    "schedule_step", "evaluations",
 )  # fmt: skip
 
 
@@ -101,15 +109,16 @@ def run_config(context: Context, config: StudentConfig, moe: MoeConfig) -> dict[
     return {
         "format": FORMAT,
         "object": "vpMoE",
-        "identity": {"refuse_if_different": list(IDENTITY)},
+        "identity": {"refuse_if_different": list(IDENTITY), "config": "the BLAKE3 of this file's bytes"},
         "inputs": {role: {"ref": found.ref, "digest": found.digest} for role, found in sorted(context.inputs.items())},
         "model": config.model_dump(mode="json"),
         "batch": batch,
         "loss": _loss(params),
-        "schedule": {**params.schedule.model_dump(mode="json"), "restart": True},
+        "schedule": _schedule(params),
+        "tokenizer": _tokenizer(),
         "optimizer": _optimizer(params),
         "router": _router(moe),
-        "data": _data(params, [role for role in sorted(context.inputs) if role not in ("checkpoint", "tokenizer")]),
+        "data": _data(params, context.inputs["data"], tokens=batch["tokens"]),
         "seeds": params.seeds.model_dump(mode="json"),
         "periods": params.periods.model_dump(mode="json"),
         "logging": _logging(moe),
@@ -118,8 +127,36 @@ def run_config(context: Context, config: StudentConfig, moe: MoeConfig) -> dict[
             "test": "2n steps equal n steps, a kill, a load and n steps, bit for bit on a CPU or with fixed kernels",
         },
         "stop": params.stop.model_dump(mode="json"),
-        "teacher": {"model": params.teacher, "used_in": [stage.name for stage in params.later_stages]},
+        "teacher": _teacher(params),
+        "smoke": params.smoke.model_dump(mode="json"),
         "later_stages": [stage.model_dump(mode="json") for stage in params.later_stages],
+    }
+
+
+def _schedule(params: Params) -> dict[str, Any]:
+    return {
+        **params.schedule.model_dump(mode="json"),
+        "restart": True,
+        "restart_means": "step 0, a fresh warm-up and fresh optimizer state, whatever trained the checkpoint",
+    }
+
+
+def _tokenizer() -> dict[str, Any]:
+    return {
+        "encoding": O200K_HARMONY.name,
+        "ranks_sha256": O200K_HARMONY.ranks_sha256,
+        "padded_vocab": O200K_HARMONY.n_vocab,
+        "valid_vocab": VALID_VOCAB,
+    }
+
+
+def _teacher(params: Params) -> dict[str, Any]:
+    return {
+        "model": params.teacher,
+        "used_in": [stage.name for stage in params.later_stages],
+        "stage_1": "no teacher: labels are the data's own",
+        "vocabulary": "the teacher speaks the same ids: scores are compared id by id, below valid_vocab",
+        "later_stages_keep": "identity, masks and spans, global means, logs, exact resume and stop rules of this run",
     }
 
 
@@ -158,12 +195,22 @@ def _router(moe: MoeConfig) -> dict[str, Any]:
     }
 
 
-def _data(params: Params, roles: list[str]) -> dict[str, Any]:
+def _data(params: Params, data: InputArtifact, *, tokens: int) -> dict[str, Any]:
+    checked_manifest(data.path, kind=DATA_KIND)
+    train, valid = (AlignedDataset(data.path, split) for split in ("train", "valid"))
+    is_bounded = params.packing == "document_bounded"
     return {
-        "roles": roles,
-        "prefixes": ["tokens", "lossmask", "span"],
+        "kind": DATA_KIND,
+        "manifest": {"path": MANIFEST, "digest": f"blake3:{blake3((data.path / MANIFEST).read_bytes()).hexdigest()}"},
+        "train": train.prefixes,
+        "valid": valid.prefixes,
+        "arrays": ["tokens", "lossmask", "span"],
+        "train_tokens": train.tokens,
+        "valid_tokens": valid.tokens,
+        "epochs": tokens / train.tokens,
         "packing": params.packing,
-        "attention": "inside a document; positions restart at each document",
+        "attention": "inside a document" if is_bounded else "through the whole row",
+        "positions": "restart at each document" if is_bounded else "run through the row",
         "truncation": "structured: the final message is kept whole, analysis is cut from the left under its header",
         "mask_and_span": "index t speaks of label t + 1",
         "order": "by seed and epoch, independent of the number of processes",
@@ -174,101 +221,16 @@ def _data(params: Params, roles: list[str]) -> dict[str, Any]:
 def _logging(moe: MoeConfig) -> dict[str, Any]:
     return {
         "every_step": list(STEP_LOGS),
-        "router": list(ROUTER_LOGS),
+        "router": list(ROUTER_LOGS),  # every periods.router_log steps
         "evaluation": list(EVALUATION_LOGS),
         "once": list(PROVENANCE_LOGS),
         "router_scope": "each layer, and over all layers",
         "uniform_max_load_percent": 100.0 / moe.num_experts,
+        "uniform_entropy": math.log(moe.num_experts),
+        "losses": "nats per token; cross_entropy is the plain mean over all counted tokens",
+        "form": "JSON lines; the first one is the provenance",
         "experts": moe.num_experts,
     }
-
-
-def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
-    """The run as Megatron's flags; what upstream has no flag for stands in `megatron_comments`."""
-    model, moe, batch = run["model"], run["model"]["moe"], run["batch"]
-    schedule, optimizer, periods = run["schedule"], run["optimizer"], run["periods"]
-    return {
-        **_switches(batch["precision"]),
-        "num-layers": str(model["num_layers"]),
-        "hidden-size": str(model["hidden_size"]),
-        "ffn-hidden-size": str(model["ffn_hidden_size"]),
-        "num-attention-heads": str(model["num_query_heads"]),
-        "num-query-groups": str(model["num_kv_heads"]),
-        "kv-channels": str(model["head_dim"]),
-        "vocab-size": str(model["vocab_size"]),
-        "make-vocab-size-divisible-by": "1",
-        "max-position-embeddings": str(model["max_sequence"]),
-        "normalization": "RMSNorm",
-        "norm-epsilon": repr(model["norm_eps"]),
-        "attention-dropout": "0.0",
-        "hidden-dropout": "0.0",
-        # Two numbers: keys before the query and after it; the window counts the query itself.
-        "window-size": f"{model['window'] - 1},0",
-        "softmax-type": "learnable",
-        "no-rope-freq": str(model["global_every"]),
-        "rotary-base": str(int(model["rope_base"])),
-        **_moe_arguments(model["num_layers"], moe),
-        "seq-length": str(batch["sequence_length"]),
-        "global-batch-size": str(batch["global_sequences"]),
-        "micro-batch-size": str(batch["micro_sequences"]),
-        "train-iters": str(batch["steps"]),
-        "lr": repr(optimizer["matrix_rate"]),
-        "min-lr": repr(optimizer["matrix_rate"] * schedule["final"]),
-        "lr-decay-style": schedule["shape"],
-        "lr-warmup-iters": str(schedule["warmup_steps"]),
-        "lr-decay-iters": str(batch["steps"]),
-        "weight-decay": repr(optimizer["matrix_decay"]),
-        "clip-grad": repr(optimizer["clip_norm"]),
-        "adam-beta1": repr(optimizer["adam_beta1"]),
-        "adam-beta2": repr(optimizer["adam_beta2"]),
-        "adam-eps": repr(optimizer["adam_epsilon"]),
-        "seed": str(run["seeds"]["model"]),
-        "save-interval": str(periods["save"]),
-        "eval-interval": str(periods["evaluate"]),
-        "log-interval": "1",
-        "dist-ckpt-strictness": "raise_all",
-    }
-
-
-def _switches(precision: str) -> dict[str, str | None]:
-    names = ["group-query-attention", "untie-embeddings-and-output-weights", "qk-layernorm", "squared-relu"]
-    names += ["reset-position-ids", "reset-attention-mask", "override-opt-param-scheduler"]
-    names += ["moe-router-enable-expert-bias"] + (["bf16"] if precision == "bf16" else [])
-    return dict.fromkeys(names)
-
-
-def _moe_arguments(layers: int, moe: dict[str, Any]) -> dict[str, str | None]:
-    return {
-        "num-experts": str(moe["num_experts"]),
-        "moe-layer-freq": f"[0]+[1]*{layers - 1}",
-        "moe-ffn-hidden-size": str(moe["expert_hidden_size"]),
-        "moe-shared-expert-intermediate-size": str(moe["shared_hidden_size"]),
-        "moe-router-topk": str(moe["top_k"]),
-        "moe-router-num-groups": str(moe["num_groups"]),
-        "moe-router-group-topk": str(moe["top_groups"]),
-        "moe-router-topk-scaling-factor": repr(moe["routed_scaling"]),
-        "moe-router-score-function": "sigmoid",
-        "moe-router-dtype": "fp32",
-        "moe-router-bias-update-rate": repr(moe["bias_update_rate"]),
-        "moe-router-load-balancing-type": "seq_aux_loss",
-        "moe-aux-loss-coeff": repr(moe["balance_loss_weight"]),
-    }
-
-
-def megatron_comments(run: dict[str, Any]) -> list[str]:
-    """What the flags cannot say: the inputs by digest, and what the model code and the data loader must bring."""
-    optimizer = run["optimizer"]
-    rates = ", ".join(f"{name} {optimizer[name]!r}" for name in sorted(optimizer) if name.endswith("_rate"))
-    return [
-        f"Stage 1 of {run['object']}; the whole contract is in {TOML_FILE}",
-        *(f"{role}: {one['ref']} {one['digest']}" for role, one in run["inputs"].items()),
-        f"teacher of the later stages: {run['teacher']['model']}",
-        "no upstream flag: TPA on local layers, GRAPE-M frequencies in float32, ALiBi on global layers, value residual",
-        "no upstream flag: the shared expert's output bias is applied; linear biases everywhere",
-        f"no upstream flag: NorMuon for matrices, AdamW for the others; {rates}",
-        f"no upstream flag: ids from {run['loss']['mask_ids_from']} on are no part of the softmax",
-        f"no upstream flag: {run['loss']['formula']}; {run['loss']['normalisation']}",
-    ]
 
 
 def validate(toml: str, arguments: str, run: dict[str, Any]) -> None:

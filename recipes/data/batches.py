@@ -8,7 +8,8 @@ seed and the epoch decide; row r of the stream is its tokens [r * T, (r + 1) * T
 label. Step s holds rows s * B to (s + 1) * B - 1: a process of several takes its share of the rows of the same
 step, so that the order does not depend on how many there are, and a run resumes by its step number alone. No label
 crosses a document: the stored mask is 0 there. A document that crosses the end of a row goes on in the next one as
-a document of its own.
+a document of its own. Whether attention and positions stop at a document's end is the caller's choice (`bounded`),
+which stands in its params and so in the key.
 
 Shapes: B rows, T tokens a row.
 
@@ -21,7 +22,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from vpstore.errors import RecipeRefused
 
 _TOKENS, _MASK, _SPAN = "_tokens", "_lossmask", "_span"
 _Array = npt.NDArray[Any]
+Packing = Literal["document_bounded", "whole_row"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,37 @@ class Batch:
     loss_mask_BT: torch.Tensor  # float32: 1 where the label counts
     span_BT: torch.Tensor  # int64: of the label; 1 analysis, 2 final, 0 else
     documents_BT: torch.Tensor  # int64: 0, 1, 2, … within the row; attention stays inside one number
+
+    def share(self, rank: int, world: int) -> Batch:
+        """The rows that process `rank` of `world` takes: consecutive ones, so that all shares in order are the batch.
+
+        Raises:  RecipeRefused: rows that do not divide by the number of processes, or no such process.
+        """
+        rows = self.ids_BT.shape[0]
+        if world < 1 or rows % world or not 0 <= rank < world:
+            raise RecipeRefused(
+                "a batch cannot be shared out so",
+                where=f"process {rank} of {world}",
+                expected="a number of processes that divides the rows, and a process from 0 below it",
+                found=f"{rows} rows",
+                next_step="change the rows of the global batch, or the number of processes",
+            )
+        each = rows // world
+        return self._rows(slice(rank * each, (rank + 1) * each))
+
+    def cut(self, rows: int) -> Iterator[Batch]:
+        """Micro-batches of `rows` rows, in order; the last one may have fewer."""
+        for start in range(0, self.ids_BT.shape[0], rows):
+            yield self._rows(slice(start, start + rows))
+
+    def bounded(self, packing: Packing) -> Batch:
+        """The same rows under a packing: `whole_row` makes one document of each, as plain slicing does."""
+        if packing == "document_bounded":
+            return self
+        return replace(self, documents_BT=torch.zeros_like(self.documents_BT))
+
+    def _rows(self, part: slice) -> Batch:
+        return Batch(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 class AlignedDataset:
@@ -66,6 +99,7 @@ class AlignedDataset:
                 next_step="build the data set first",
             )
         stems = [name.removesuffix(f"{_TOKENS}.idx") for name in names]
+        self.prefixes = [f"{split}/{stem}" for stem in stems]  # of the shards, relative to the data set
         self._shards = [_aligned(directory / split, stem) for stem in stems]
         self.lengths: npt.NDArray[np.int64] = np.concatenate([shard[0].lengths for shard in self._shards]).astype(
             np.int64

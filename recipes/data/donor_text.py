@@ -32,8 +32,9 @@ from torch import Tensor
 from recipes.data.bpe import load_ranks
 from recipes.data.corpus import Document
 from recipes.data.encodings import QWEN3
+from recipes.data.rows import PROSE_COLUMNS, JsonLines
 from recipes.data.split import is_held_out
-from recipes.data.text import RowFile, clean_text
+from recipes.data.text import clean_text
 from vpstore.errors import RecipeRefused
 
 END_OF_TEXT = QWEN3.special["<|endoftext|>"]
@@ -124,7 +125,7 @@ def read_corpus(
 
 
 def _documents(path: Path, drops: Counter[str]) -> Iterator[Document]:
-    with RowFile(path, required=("doc_id", "text")) as file:
+    with JsonLines(path, PROSE_COLUMNS) as file:
         for _, row in file.rows():
             text = clean_text(row["text"], nul_policy="drop", drops=drops)
             if text is not None:

@@ -12,7 +12,7 @@ ends). What lies between is one piece and is merged as one piece, so the ids are
 would give.
 
 Example:
-    tokenizer = HarmonyTokenizer.from_directory(Path("weights/tiny/o200k-harmony"))
+    tokenizer = HarmonyTokenizer.from_directory(Path("assets"))
     tokenizer.decode(tokenizer.encode("1 + 1 = 2"))
 """
 
@@ -112,6 +112,7 @@ class HarmonyTokenizer:
                 where=O200K_HARMONY.name,
                 expected=f"0 to {self.n_vocab - 1}",
                 found=str(number),
+                next_step="look for another tokenizer's ids, or for 201088, which openai-harmony alone knows",
             )
         return self._encoding.decode_single_token_bytes(number)
 
@@ -147,5 +148,5 @@ def verified_ranks(path: Path) -> dict[bytes, int]:
         where=path.name,
         expected=f"sha256 {O200K_HARMONY.ranks_sha256}",
         found=found,
-        next_step=f"put the published {RANKS_FILE} there",
+        next_step=f"put the published {RANKS_FILE} there (a copy lies in assets/); ids of another file mean other text",
     )

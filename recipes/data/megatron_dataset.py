@@ -19,6 +19,8 @@ Source: the file format of Megatron-LM's `megatron/core/datasets/indexed_dataset
 from __future__ import annotations
 
 import struct
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -59,8 +61,7 @@ class IndexedDatasetWriter:
                 expected=", ".join(str(known) for known in _CODES),
                 found=str(self.dtype),
             )
-        self._lengths: list[int] = []
-        self._documents = [0]
+        self._lengths = array("i")  # four bytes a document, as in the file
         self._bin: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -83,8 +84,18 @@ class IndexedDatasetWriter:
         Raises:  RecipeRefused: no items, more than 2**31 - 1, or a value outside the dtype.
         """
         values = np.asarray(items)
+        self.add_documents(values, [values.size])
+
+    def add_documents(self, items: npt.ArrayLike, lengths: Sequence[int]) -> None:
+        """Append several documents of one sequence each, back to back.
+
+        Args:    lengths: items of each; their sum is the number of all items.
+        Raises:  RecipeRefused: as for `add_document`.
+        """
+        values = np.asarray(items)
         packed = values.astype(self.dtype)
-        if values.ndim != 1 or not 0 < values.size < 2**31 or not np.array_equal(packed, values):
+        is_fit = values.ndim == 1 and all(0 < size < 2**31 for size in lengths) and sum(lengths) == values.size
+        if not is_fit or not np.array_equal(packed, values):
             raise RecipeRefused(
                 "a document does not fit the indexed format",
                 where=f"{self.prefix.name}, document {len(self._lengths)}",
@@ -94,15 +105,14 @@ class IndexedDatasetWriter:
         if self._bin is None:
             raise RecipeRefused("the writer is not open", where=self.prefix.name, next_step="use it in a with block")
         self._bin.write(packed.tobytes())
-        self._lengths.append(values.size)
-        self._documents.append(len(self._lengths))
+        self._lengths.extend(lengths)
 
     def _index(self) -> bytes:
         lengths = np.asarray(self._lengths, dtype="<i4")
         sizes = lengths.astype("<i8") * self.dtype.itemsize
         offsets = np.cumsum(sizes, dtype="<i8") - sizes
-        head = _HEAD.pack(MAGIC, VERSION, _CODES[self.dtype], lengths.size, len(self._documents))
-        arrays = (lengths, offsets, np.asarray(self._documents, dtype="<i8"))
+        head = _HEAD.pack(MAGIC, VERSION, _CODES[self.dtype], lengths.size, lengths.size + 1)
+        arrays = (lengths, offsets, np.arange(lengths.size + 1, dtype="<i8"))
         return b"".join((head, *(array.tobytes() for array in arrays)))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from vpstore.errors import RecipeRefused
@@ -29,7 +30,12 @@ def is_held_out(identity: str, *, fraction: float, digest: SplitDigest) -> bool:
              digest: sha256 for prose (`doc_id`), blake2b (64 bytes long) for SYNTH rows (`synth_id`).
     Raises:  RecipeRefused: a fraction outside 0 to 1.
     """
+    first = hashlib.new(digest, identity.encode()).digest()[:8]
+    return int.from_bytes(first, "big") < _threshold(fraction)
+
+
+@cache
+def _threshold(fraction: float) -> Fraction:
     if not 0 <= fraction <= 1:
         raise RecipeRefused("the held-out fraction is out of range", expected="0 to 1", found=repr(fraction))
-    first = hashlib.new(digest, identity.encode()).digest()[:8]
-    return int.from_bytes(first, "big") < Fraction(fraction) * 2**64
+    return Fraction(fraction) * 2**64

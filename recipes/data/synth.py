@@ -1,6 +1,6 @@
 """Rows in the schema of PleIAs/SYNTH: which are used, which are dropped and why.
 
-Place in the path: a JSON-lines file -> **synth** -> conversation -> indexed datasets.
+Place in the path: rows -> **synth** -> conversation -> indexed datasets.
 
 Invariants: a row is used only if query, reasoning and answer all say something; what is dropped is counted under its
 reason; control-token look-alikes inside a text are no reason, since they stay text.
@@ -14,13 +14,15 @@ Source: the columns of the public dataset PleIAs/SYNTH (its dataset card).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from recipes.data.conversation import Exchange
+from recipes.data.encodings import O200K_ALIASES, O200K_HARMONY
 from recipes.data.harmony import has_long_blanks
-from recipes.data.text import surrogate_at
+from recipes.data.rows import Columns
+from recipes.data.text import NulPolicy, is_blank, surrogate_at, without_nul
 
 COLUMNS = (
     "synth_id",
@@ -39,28 +41,43 @@ COLUMNS = (
     "words",
 )
 # What the pipeline reads; the other columns are carried along and never needed.
-USED = ("synth_id", "query", "synthetic_reasoning", "synthetic_answer")
+SYNTH_COLUMNS: Columns = (("synth_id",), ("query",), ("synthetic_reasoning",), ("synthetic_answer",))
+USED = tuple(own for own, *_ in SYNTH_COLUMNS)
 _TEXTS = USED[1:]
+_CONTROL = re.compile("|".join(map(re.escape, (*O200K_HARMONY.special, *O200K_ALIASES))))
 
 
-def exchange_of(row: Mapping[str, Any], *, drops: Counter[str]) -> Exchange | None:
+def exchange_of(
+    row: Mapping[str, str], *, drops: Counter[str], nul_policy: NulPolicy = "drop", where: str = "a row"
+) -> Exchange | None:
     """The row as a conversation, or None if it is dropped, counted in `drops`.
 
-    Reasons: `surrogate`, `nul`, `empty_<column>` (nothing but white space), `long_blanks`.
+    Reasons: `surrogate`, `nul`, `empty_<column>` (nothing but white space), `long_blanks`; and
+    `nul_characters_removed`, which drops nothing.
+
+    Raises:  RecipeRefused: a NUL character under the policy `refuse`.
     """
-    reason = _fault(row)
+    texts = [without_nul(row[column], nul_policy=nul_policy, drops=drops, where=where) for column in USED]
+    reason = _fault(texts)
     if reason:
         drops[reason] += 1
         return None
-    return Exchange(user=row["query"], analysis=row["synthetic_reasoning"], final=row["synthetic_answer"])
+    _, user, analysis, final = texts
+    return Exchange(user, analysis, final)
 
 
-def _fault(row: Mapping[str, Any]) -> str:
-    if any(isinstance(value, str) and surrogate_at(value) is not None for value in row.values()):
+def has_control_text(exchange: Exchange) -> bool:
+    """Whether a text spells a control token; it stays text and is never encoded as one."""
+    texts = (exchange.user, exchange.analysis, exchange.final)
+    return any("<|" in text and _CONTROL.search(text) for text in texts)
+
+
+def _fault(texts: Sequence[str]) -> str:
+    if surrogate_at("".join(texts)) is not None:
         return "surrogate"
-    for column in USED:
-        if "\0" in row[column]:
+    for column, text in zip(USED, texts, strict=True):
+        if "\0" in text:
             return "nul"
-        if not row[column].strip():
+        if is_blank(text):
             return f"empty_{column}"
-    return "long_blanks" if any(has_long_blanks(row[column]) for column in _TEXTS) else ""
+    return "long_blanks" if any(map(has_long_blanks, texts)) else ""

@@ -64,11 +64,46 @@ class StopParams(ParamsBase):
 
 
 class LaterStage(ParamsBase):
-    """A stage that starts from Stage 1's result; out of scope here, its contract is not."""
+    """A stage that starts from another's result; out of scope here, its contract is not."""
 
     name: str
+    starts_from: str  # the stage whose published checkpoint it takes, by digest
     tokens: int = Field(gt=0)
     objective: str
+    teacher_gives: str  # what the teacher is asked for
+    data: str
+
+
+class SmokeParams(ParamsBase):
+    """Sizes by which the run is rehearsed on a small machine; all else is the run's own."""
+
+    steps: int = Field(gt=1)
+    sequence_length: int = Field(gt=1)
+    global_sequences: int = Field(gt=0)
+    micro_sequences: int = Field(gt=0)
+    processes: int = Field(gt=0)  # that share a step's rows; one after the other in a rehearsal
+    warmup_steps: int = Field(ge=0)
+    save: int = Field(gt=0)
+    evaluate: int = Field(gt=0)
+    router_log: int = Field(gt=0)
+    kill_after_step: int = Field(gt=0)
+    held_out_tokens: int = Field(gt=0)
+    control_rows: int = Field(gt=0)  # held-out conversations whose control tokens are looked at
+    answers: int = Field(gt=0)  # held-out prompts that are answered
+    max_new_tokens: int = Field(gt=0)  # of an answer
+    loss_chunk: int = Field(gt=0)  # tokens whose scores are made at a time
+    threads: int = Field(gt=0)  # within an operation: it decides the order of sums
+
+    @model_validator(mode="after")
+    def _fits(self) -> SmokeParams:
+        if self.global_sequences % (self.processes * self.micro_sequences):
+            raise ValueError(
+                f"{self.global_sequences} rows do not divide into {self.processes} processes with micro-batches of "
+                f"{self.micro_sequences}"
+            )
+        if not self.save < self.kill_after_step < self.steps or self.warmup_steps >= self.steps:
+            raise ValueError("a kill falls after a save and before the end, and the warm-up is not the whole run")
+        return self
 
 
 class Params(ParamsBase):
@@ -81,6 +116,7 @@ class Params(ParamsBase):
     seeds: SeedParams
     periods: PeriodParams
     stop: StopParams
-    packing: Literal["document_bounded"]  # attention and positions inside documents, structured truncation
+    packing: Literal["document_bounded", "whole_row"]  # what attention and positions stop at
     teacher: Literal["openai/gpt-oss-120b"]
     later_stages: tuple[LaterStage, ...]
+    smoke: SmokeParams

@@ -3,9 +3,10 @@
 Place in the path: a model + held-out conversations -> **conversation_validity** -> gates. The conversations are the
 held-out documents that have a span; a prompt ends where the loss mask begins.
 
-Invariants: greedy, ties to the lowest id; the parser accepts what UPCYCLING's rules ask for and nothing else: an
-assistant message on the analysis channel or more, then one on the final channel with text, closed by `<|return|>`,
-with no other control token and no id outside the named ones.
+Invariants: greedy, ties to the lowest id; the parser accepts the format and nothing else: one or more assistant
+messages on the analysis channel, each closed by `<|end|>`, then one on the final channel with text, closed by
+`<|return|>`; no other special id anywhere, and words that are UTF-8. openai-harmony's parser reads every answer that
+is accepted here, to the same messages; what it reads beyond that is listed in docs/TOKENIZER.md.
 
 Example:
     >>> control_token_figures(reader, dataset, rows=4, max_tokens=2048)["control_token_accuracy"]
@@ -29,6 +30,7 @@ _NAMES = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<
 START, MESSAGE, CHANNEL, END, RETURN, CALL, CONSTRAIN = (O200K_HARMONY.special[name] for name in _NAMES)
 CONTROL = (START, MESSAGE, CHANNEL, END, RETURN, CALL, CONSTRAIN)
 _FIRST_SPECIAL = O200K_HARMONY.n_ranks
+_ANSWERS_AT_ONCE = 16
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -77,20 +79,31 @@ def prompt_of(tokens: np.ndarray, mask: np.ndarray, opening: Sequence[int]) -> l
 
 
 @torch.no_grad()
-def sampled_answer(reader: Reader, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-    """What the model says, greedily, up to and including `<|return|>` or `<|call|>`."""
+def sampled_answers(reader: Reader, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
+    """What the model says to each prompt, greedily, up to and including `<|return|>` or `<|call|>`.
+
+    The prompts share a batch: shorter rows are filled up behind their last token, where no token before it looks.
+    """
     device = reader.model.head_weight.device
-    ids = list(prompt)
+    rows = [list(prompt) for prompt in prompts]
+    open_rows = [number for number, prompt in enumerate(rows) if prompt]
     for _ in range(max_new_tokens):
-        hidden_TH = reader.model.forward_hidden(torch.tensor([ids], device=device))[0]
-        any_label = torch.zeros(1, dtype=torch.int64, device=device)
-        scores = score_tokens(
-            hidden_TH[-1:], reader.model.head_weight, any_label, valid_vocab=reader.valid_vocab, chunk=reader.chunk
-        )
-        ids.append(int(scores.best_N))
-        if ids[-1] in (RETURN, CALL):
+        if not open_rows:
             break
-    return ids[len(prompt) :]
+        lengths = [len(rows[number]) for number in open_rows]
+        ids_BT = torch.zeros(len(open_rows), max(lengths), dtype=torch.int64)
+        for place, number in enumerate(open_rows):
+            ids_BT[place, : lengths[place]] = torch.tensor(rows[number])
+        hidden_BTH = reader.model.forward_hidden(ids_BT.to(device))
+        last_BH = hidden_BTH[torch.arange(len(open_rows)), torch.tensor(lengths) - 1]
+        any_label_B = torch.zeros(len(open_rows), dtype=torch.int64, device=device)
+        scores = score_tokens(
+            last_BH, reader.model.head_weight, any_label_B, valid_vocab=reader.valid_vocab, chunk=reader.chunk
+        )
+        for number, best in zip(open_rows, scores.best_N.tolist(), strict=True):
+            rows[number].append(best)
+        open_rows = [number for number in open_rows if rows[number][-1] not in (RETURN, CALL)]
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -107,46 +120,66 @@ def sampled_figures(reader: Reader, dataset: AlignedDataset, sampling: Sampling)
     """Share of sampled answers that are valid; {} if nothing is held out to ask."""
     opening = [START, *sampling.assistant]
     verdicts = []
-    for tokens, mask in conversations(dataset, sampling.rows):
-        answer = sampled_answer(reader, prompt_of(tokens, mask, opening), max_new_tokens=sampling.max_new_tokens)
-        verdicts.append(is_valid_answer([*opening, *answer], sampling.decode))
+    asked = [prompt_of(tokens, mask, opening) for tokens, mask in conversations(dataset, sampling.rows)]
+    for start in range(0, len(asked), _ANSWERS_AT_ONCE):
+        part = asked[start : start + _ANSWERS_AT_ONCE]
+        answers = sampled_answers(reader, part, max_new_tokens=sampling.max_new_tokens)
+        verdicts += [is_valid_answer([*opening, *answer], sampling.decode) for answer in answers]
     return {"valid_answers": sum(verdicts) / len(verdicts), "answers": len(verdicts)} if verdicts else {}
 
 
 def is_valid_answer(ids: Sequence[int], decode: Decode) -> bool:
     """Whether ids, from the assistant's `<|start|>` on, are messages on analysis and then one final."""
-    messages = _messages(ids)
-    if messages is None:
-        return False
+    return not answer_fault(ids, decode)
+
+
+def answer_fault(ids: Sequence[int], decode: Decode) -> str:
+    """The first rule that an answer breaks; empty if it breaks none.
+
+    Args:    ids: from the assistant's `<|start|>` to `<|return|>`. decode: text of ids, U+FFFD for broken bytes.
+    """
+    messages, fault = _messages(ids)
+    if fault:
+        return fault
     channels = [decode(header) for header, _, _ in messages]
-    *thoughts, (_, words, closing) = messages
-    return (
-        bool(thoughts)
-        and channels == [*["assistant analysis"] * len(thoughts), "assistant final"]
-        and all(end == END for _, _, end in thoughts)
-        and closing == RETURN
-        and bool(decode(words).strip())
-    )
+    if not set(channels) <= {_ANALYSIS, _FINAL}:
+        return "a header that is neither the assistant's analysis nor its final"
+    if channels != [*[_ANALYSIS] * (len(messages) - 1), _FINAL] or len(messages) == 1:
+        return "not analysis first and then one final"
+    if any(closing != END for _, _, closing in messages[:-1]):
+        return "an analysis that <|end|> does not close"
+    if messages[-1][2] != RETURN:
+        return "a final that <|return|> does not close"
+    texts = [decode(words) for _, words, _ in messages]
+    if any("\ufffd" in text for text in texts):
+        return "words that are not UTF-8"
+    return "" if texts[-1].strip() else "an empty final"
 
 
-def _messages(ids: Sequence[int]) -> list[tuple[list[int], list[int], int]] | None:
-    """(header with a space in the place of `<|channel|>`, words, closing token) of each message; None if malformed."""
-    space = 220  # the id of " "
-    found = []
+_SPACE = 220  # the id of " "
+_ANALYSIS, _FINAL = "assistant analysis", "assistant final"
+_Message = tuple[list[int], list[int], int]
+
+
+def _messages(ids: Sequence[int]) -> tuple[list[_Message], str]:
+    """(header with a space in the place of `<|channel|>`, words, closing token) of each message; and what is wrong."""
+    found: list[_Message] = []
     at = 0
     while at < len(ids):
         if ids[at] != START:
-            return None
+            return found, "a token outside of messages"
         middle = next((i for i in range(at + 1, len(ids)) if ids[i] == MESSAGE), None)
-        stop = None if middle is None else next((i for i in range(middle, len(ids)) if ids[i] in (END, RETURN)), None)
-        if middle is None or stop is None:
-            return None
+        if middle is None:
+            return found, "a header that <|message|> does not end"
+        stop = next((i for i in range(middle, len(ids)) if ids[i] in (END, RETURN)), None)
+        if stop is None:
+            return found, "a message that nothing closes"
         header, words = list(ids[at + 1 : middle]), list(ids[middle + 1 : stop])
         if header.count(CHANNEL) != 1:
-            return None
-        header[header.index(CHANNEL)] = space
-        if any(token >= _FIRST_SPECIAL for token in [*header, *words]):
-            return None
+            return found, "a header without one <|channel|>"
+        header[header.index(CHANNEL)] = _SPACE
+        if any(not 0 <= token < _FIRST_SPECIAL for token in [*header, *words]):
+            return found, "a special token inside a header or words"
         found.append((header, words, ids[stop]))
         at = stop + 1
-    return found or None
+    return found, "" if found else "no message"

@@ -31,12 +31,15 @@ from recipes.model.moe import Routing
 from recipes.model.transformer import Student
 from recipes.params.training import TrainingParams
 from recipes.recipe import Progress
-from recipes.train.losses import SPANS, token_weights, weighted_token_losses
+from recipes.train.losses import token_weights, weighted_token_losses
 from recipes.train.optimizer import Optimizer, clip_gradients
 from recipes.train.schedule import factor
 from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
+from recipes.train.step_figures import Row, StepFigures, added, span_counts
+from vpstore.errors import RecipeRefused
 
-Row = dict[str, Any]
+# Told of each finished step before it is saved; what it puts into the record is saved too. True ends the run.
+OnStep = Callable[[Row, StepFigures], bool]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Trainer:
         self.optimizer = Optimizer(dict(model.named_parameters()), params.optimizer)
         self.step = 0
         self.record: dict[str, Any] = {"rows": [], "stopped": None}
+        self.world = 1  # processes that share a step's rows; here they take turns, and only rounding changes
+        self.on_step: OnStep | None = None
         torch.manual_seed(params.seed)
 
     @property
@@ -89,11 +94,24 @@ class Trainer:
         """Whether no step had to be refused."""
         return self.record["stopped"] is None
 
+    @property
+    def position(self) -> dict[str, int]:
+        """What the next step starts from: all of it follows from the step, the params and the size of the data."""
+        samples = self.step * self.params.sequences
+        epoch, token = divmod(samples * self.params.sequence_length, self.dataset.tokens)
+        return {
+            "consumed_samples": samples,
+            "epoch": epoch,
+            "token_of_epoch": token,
+            "shuffle_seed": self.params.seed,
+            "schedule_step": self.step,
+        }
+
     def resume(self) -> bool:
         """Take up the newest saved state of this run.
 
         Returns: whether there was one.
-        Raises:  RecipeRefused: the state belongs to another run or is damaged.
+        Raises:  RecipeRefused: the state belongs to another run or is damaged, or the data it stood at is not here.
         """
         state = load_state(self.scratch.folder, self.scratch.identity)
         if state is None:
@@ -102,25 +120,37 @@ class Trainer:
         self.optimizer.load(state.optimizer, state.optimizer_steps)
         restore_random(state.random)
         self.step, self.record = state.step, state.record
+        if state.position != self.position:
+            raise RecipeRefused(
+                "a training state stands at another place of its data",
+                where=self.dataset.where,
+                expected=str(self.position),
+                found=str(state.position),
+                next_step="bring back the data that the state was made with, or delete the state",
+            )
         return True
 
     def save(self) -> None:
         """Keep the state of this moment."""
         tensors, steps = self.optimizer.saved()
-        state = TrainingState(self.step, self.model.state_dict(), tensors, steps, random_states(), self.record)
+        weights = self.model.state_dict()
+        state = TrainingState(self.step, weights, tensors, steps, random_states(), self.record, self.position)
         save_state(self.scratch.folder, state, self.scratch.identity)
 
     def run(self, progress: Progress) -> None:
         """Train to the last step, or to the first one that is not finite; both end with the state in memory only."""
         self.model.train()
+        self.record["stopped"] = None  # a step that was refused is tried again
         self.model.recompute = self.params.recompute
         for batch in self._batches():
             progress("training", self.step, self.params.steps)
-            row = self._train_step(batch)
-            if row is None:
+            figures = self._train_step(batch)
+            if figures is None:
                 return
-            self.record["rows"].append(row)
             self.step += 1
+            is_ended = self.on_step is not None and self.on_step(self.record["rows"][-1], figures)
+            if is_ended:
+                return
             if self.step % self.params.save_every_steps == 0 and self.step < self.params.steps:
                 self.save()
         progress("training", self.step, self.params.steps)
@@ -135,10 +165,10 @@ class Trainer:
             start_step=self.step,
         )
         for _, batch in zip(range(self.step, p.steps), endless, strict=False):
-            yield batch
+            yield batch.bounded(p.packing)
 
-    def _train_step(self, batch: Batch) -> Row | None:
-        """One update and its row; None if it was refused, and then nothing has changed."""
+    def _train_step(self, batch: Batch) -> StepFigures | None:
+        """One update, and its row in the record; None if it was refused, and then nothing has changed."""
         phase = self._enter_phase()
         self.model.zero_grad(set_to_none=True)
         figures = self._accumulate(batch)
@@ -152,7 +182,9 @@ class Trainer:
         if figures.expert_counts:
             self.model.update_expert_bias(figures.expert_counts)
             router = worst_health(router_health(self.model, figures.expert_counts))
-        return self._row(figures, phase, share, norm) | {f"router_{name}": value for name, value in router.items()}
+        row = self._row(figures, phase, share, norm) | {f"router_{name}": value for name, value in router.items()}
+        self.record["rows"].append(row)
+        return figures
 
     def _enter_phase(self) -> Phase:
         phase = [one for one in self.phases if one.first_step <= self.step][-1]
@@ -168,33 +200,40 @@ class Trainer:
         return share
 
     def _accumulate(self, batch: Batch) -> StepFigures:
-        """Gradients of the global batch, one micro-batch after the other."""
-        device = self.model.head_weight.device
-        counted_BT = batch.loss_mask_BT > 0
-        counts = tuple(int((counted_BT & (batch.span_BT == span)).sum()) for span in range(len(SPANS)))
-        figures = StepFigures(counts)
+        """Gradients of the global batch: each process's share, one micro-batch after the other."""
+        shares = [batch.share(rank, self.world) for rank in range(self.world)]
+        # The counts are reduced over all processes before the first loss is divided by one of them.
+        figures = StepFigures(added([span_counts(share) for share in shares]))
         rows = batch.ids_BT.shape[0]
-        routed: list[Mapping[int, Routing]] = []
-        for start in range(0, rows, self.params.micro_sequences):
-            part = slice(start, start + self.params.micro_sequences)
-            kept_N = counted_BT[part].flatten().to(device)
-            hidden_BTH, state = self.model.hidden_and_state(
-                batch.ids_BT[part].to(device), batch.documents_BT[part].to(device), collect=True
-            )
-            span_N = batch.span_BT[part].flatten().to(device)[kept_N]
-            loss, nll_N = weighted_token_losses(
-                hidden_BTH.flatten(0, 1)[kept_N],
-                self.model.head_weight,
-                batch.labels_BT[part].flatten().to(device)[kept_N],
-                self._weights(span_N, counts),
-                chunk=self.params.loss.chunk,
-            )
-            balance = balance_loss(state.routing) * (_rows_in(part, rows) / rows)
-            (loss + balance).backward()  # type: ignore[no-untyped-call]
-            figures.add(loss, balance, nll_N, span_N)
-            routed.append(state.routing)
+        routed = [
+            self._micro_batch(part, figures, of_rows=rows)
+            for share in shares
+            for part in share.cut(self.params.micro_sequences)
+        ]
         figures.expert_counts = added_counts(routed)
         return figures
+
+    def _micro_batch(self, part: Batch, figures: StepFigures, *, of_rows: int) -> Mapping[int, Routing]:
+        """Add one micro-batch's gradients and figures; what its layers with experts did."""
+        device = self.model.head_weight.device
+        kept_N = (part.loss_mask_BT > 0).flatten().to(device)
+        hidden_BTH, state = self.model.hidden_and_state(
+            part.ids_BT.to(device), part.documents_BT.to(device), collect=True
+        )
+        span_N = part.span_BT.flatten().to(device)[kept_N]
+        loss, nll_N = weighted_token_losses(
+            hidden_BTH.flatten(0, 1)[kept_N],
+            self.model.head_weight,
+            part.labels_BT.flatten().to(device)[kept_N],
+            self._weights(span_N, figures.counts),
+            chunk=self.params.loss.chunk,
+        )
+        share = part.ids_BT.shape[0] / of_rows
+        balance = balance_loss(state.routing) * share
+        (loss + balance).backward()  # type: ignore[no-untyped-call]
+        figures.add(loss, balance, nll_N, span_N)
+        figures.add_layers(state.routing, share)
+        return state.routing
 
     def _weights(self, span_N: Tensor, counts: tuple[int, ...]) -> Tensor:
         loss = self.params.loss
@@ -217,35 +256,3 @@ class Trainer:
             **figures.cross_entropies(),
             **{f"rate_{kind}": rate for kind, rate in self.optimizer.rates(share).items()},
         }
-
-
-def _rows_in(part: slice, rows: int) -> int:
-    """How many rows of `rows` a slice really holds."""
-    start, stop, _ = part.indices(rows)
-    return stop - start
-
-
-@dataclass
-class StepFigures:
-    """Sums over the micro-batches of one step."""
-
-    counts: tuple[int, ...]  # counted tokens by span
-    loss: float = 0.0
-    balance: float = 0.0
-    nll: tuple[float, ...] = (0.0,) * len(SPANS)
-    expert_counts: Mapping[int, Tensor] | None = None
-
-    def add(self, loss: Tensor, balance: Tensor, nll_N: Tensor, span_N: Tensor) -> None:
-        """Add one micro-batch."""
-        self.loss += float(loss.detach()) + float(balance.detach())
-        self.balance += float(balance.detach())
-        sums = [float(nll_N[span_N == span].double().sum()) for span in range(len(SPANS))]
-        self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
-
-    def cross_entropies(self) -> Row:
-        """Nats a token over all counted tokens and in each span (None: no token), and how many there were."""
-        found: Row = {"cross_entropy": sum(self.nll) / max(sum(self.counts), 1), "counted_tokens": sum(self.counts)}
-        for name, nll, count in zip(SPANS, self.nll, self.counts, strict=True):
-            found[f"cross_entropy_{name}"] = nll / count if count else None
-            found[f"tokens_{name}"] = count
-        return found

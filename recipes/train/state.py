@@ -1,8 +1,8 @@
 """Training state on disk: everything that the next step depends on, whole or absent, and never for another run.
 
 Place in the path: loop -> **state** -> scratch folder -> loop. A state is a folder `state-<step>` with
-`tensors.safetensors` (weights, both optimizers, random generators) and `state.json` (step, counters, the rows logged
-so far, and the identity of the run). No pickle.
+`tensors.safetensors` (weights with expert biases and frequencies, both optimizers, random generators) and `state.json`
+(step, counters, position in data and schedule, the rows logged so far, and the identity of the run). No pickle.
 
 Invariants: a folder gets its final name only after its bytes are on the disk, so a kill at any moment leaves the last
 whole state; a state of another parent, data set, tokenizer or config is refused, and the refusal says which; loading
@@ -31,7 +31,7 @@ from torch import Tensor
 from recipes.recipe import Context
 from vpstore.errors import RecipeRefused
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DOCUMENT = "tensors.safetensors", "state.json"
 _PREFIX, _UNFINISHED = "state-", "unfinished-"
 
@@ -72,6 +72,7 @@ class TrainingState:
     optimizer_steps: dict[str, int]
     random: dict[str, Tensor]  # generator states by device
     record: dict[str, Any] = field(default_factory=dict)  # JSON: what was logged and measured so far
+    position: dict[str, int] = field(default_factory=dict)  # where the next step reads, and where the schedule is
 
 
 def save_state(folder: Path, state: TrainingState, identity: Identity) -> Path:
@@ -106,6 +107,7 @@ def _document(state: TrainingState, identity: Identity, tensors: Path) -> dict[s
         "format": FORMAT,
         "identity": identity.facts(),
         "optimizer_steps": state.optimizer_steps,
+        "position": state.position,
         "record": state.record,
         "step": state.step,
         "tensors": _digest(tensors),
@@ -137,7 +139,8 @@ def load_state(folder: Path, identity: Identity) -> TrainingState | None:
     _require_same(newest, document["identity"], identity.facts())
     if document["tensors"] != _digest(newest / TENSORS):
         raise _damaged(newest, document["tensors"], _digest(newest / TENSORS))
-    state = TrainingState(document["step"], {}, {}, document["optimizer_steps"], {}, document["record"])
+    counters = document["optimizer_steps"]
+    state = TrainingState(document["step"], {}, {}, counters, {}, document["record"], document["position"])
     for key, tensor in load_file(newest / TENSORS).items():
         part, _, name = key.partition("|")
         getattr(state, part)[name] = tensor

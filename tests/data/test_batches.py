@@ -162,6 +162,87 @@ def test_arrays_that_are_not_aligned_are_refused(tmp_path: Path) -> None:
         AlignedDataset(tmp_path, "train")
 
 
+@given(
+    rows=st.sampled_from([4, 8, 12]),
+    length=st.integers(1, 24),
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 30),
+)
+@settings(max_examples=25, deadline=None)
+def test_one_two_and_four_processes_see_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, length: int, seed: int, start: int
+) -> None:
+    """Each process draws for itself, from the step alone; the union in the order of the ranks is the global batch."""
+    folder = tmp_path_factory.mktemp("ds")
+    write(folder, [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]])
+    shape = {"sequence_length": length, "sequences": rows, "seed": seed, "start_step": start}
+    whole = draw(AlignedDataset(folder, "train"), 3, **shape)
+    for world in (1, 2, 4):
+        ranks = [draw(AlignedDataset(folder, "train"), 3, **shape) for _ in range(world)]
+        for step, batch in enumerate(whole):
+            shares = [ranks[rank][step].share(rank, world) for rank in range(world)]
+            assert all(share.ids_BT.shape == (rows // world, length) for share in shares)
+            for name in FIELDS:
+                union = torch.cat([getattr(share, name) for share in shares])
+                assert torch.equal(union, getattr(batch, name)), (world, name)
+
+
+def test_a_share_that_leaves_rows_out_is_refused(dataset: AlignedDataset) -> None:
+    batch = draw(dataset, 1, sequences=6)[0]
+    for rank, world in ((0, 4), (2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(RecipeRefused, match="shared out"):
+            batch.share(rank, world)
+
+
+def test_micro_batches_are_the_rows_in_order(dataset: AlignedDataset) -> None:
+    batch = draw(dataset, 1, sequences=5)[0]
+    parts = list(batch.cut(2))
+    assert [part.ids_BT.shape[0] for part in parts] == [2, 2, 1]
+    for name in FIELDS:
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+def test_the_packing_decides_documents_and_nothing_else(dataset: AlignedDataset) -> None:
+    batch = draw(dataset, 1, sequence_length=10)[0]
+    assert int(batch.documents_BT.max()) > 0
+    assert batch.bounded("document_bounded") is batch
+    whole = batch.bounded("whole_row")
+    assert not whole.documents_BT.any()
+    assert all(torch.equal(getattr(whole, name), getattr(batch, name)) for name in FIELDS if name != "documents_BT")
+
+
+@pytest.mark.parametrize("part", ["lossmask", "span"])
+def test_a_last_length_that_differs_is_refused(tmp_path: Path, part: str) -> None:
+    """The same number of sequences: only a comparison of every length sees it."""
+    write(tmp_path, [[1, 2], [3, 4], [5, 6, 7]])
+    with IndexedDatasetWriter(tmp_path / f"train/text_{part}", "uint8") as writer:
+        for length in (2, 2, 4):
+            writer.add_document([0] * length)
+    with pytest.raises(RecipeRefused, match="not aligned") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert "lengths" in refusal.value.expected
+    assert refusal.value.where == f"train/text_{part}"
+
+
+@pytest.mark.parametrize("part", ["lossmask", "span"])
+def test_a_document_index_that_differs_is_refused(tmp_path: Path, part: str) -> None:
+    """The same lengths and the same number of documents; one boundary lies elsewhere."""
+    write(tmp_path, [[1, 2], [3, 4], [5, 6], [7, 8]])
+    marks = {"tokens": [0, 1, 2, 4], "lossmask": [0, 1, 2, 4], "span": [0, 1, 2, 4], part: [0, 1, 3, 4]}
+    for name, documents in marks.items():
+        path = tmp_path / f"train/text_{name}.idx"
+        index = path.read_bytes()[: -8 * 5]
+        head = bytearray(index[:34])
+        head[26:34] = (4).to_bytes(8, "little")
+        path.write_bytes(bytes(head) + index[34:] + np.asarray(documents, "<i8").tobytes())
+    with pytest.raises(RecipeRefused, match="not aligned") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert "documents" in refusal.value.expected
+    path.write_bytes(path.read_bytes()[:-32] + np.asarray(marks["tokens"], "<i8").tobytes())
+    if part == "span":  # the control: with the boundary back in its place, the same files are taken
+        assert len(AlignedDataset(tmp_path, "train")) == 4
+
+
 def test_missing_data_and_empty_sizes_are_refused(tmp_path: Path, dataset: AlignedDataset) -> None:
     with pytest.raises(RecipeRefused, match="no shards"):
         AlignedDataset(tmp_path, "valid")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from recipes.data.synth import COLUMNS, exchange_of
+from recipes.data.conversation import Exchange
+from recipes.data.synth import COLUMNS, exchange_of, has_control_text
 from recipes.data.synth_exercises import KINDS
 from recipes.data.synth_sample import provenance, sample_bytes, sample_row
 from recipes.data.synth_templates import LANGUAGES, TEMPLATES, WEEKDAYS, YES_NO
@@ -128,7 +129,7 @@ def test_rows_are_functions_of_their_number() -> None:
         ({"synthetic_reasoning": ""}, "empty_synthetic_reasoning"),
         ({"synthetic_answer": "\n"}, "empty_synthetic_answer"),
         ({"query": "\udc00"}, "surrogate"),
-        ({"constraints": "\udc00"}, "surrogate"),
+        ({"synth_id": "\udc00"}, "surrogate"),
         ({"synthetic_answer": "a\0"}, "nul"),
         ({"query": "a" + " " * 100_000 + "b"}, "long_blanks"),
     ],
@@ -137,3 +138,25 @@ def test_rows_that_are_dropped_are_counted(change: dict[str, str], reason: str) 
     drops: Counter[str] = Counter()
     assert exchange_of({**sample_row(0), **change}, drops=drops) is None
     assert drops == {reason: 1}
+
+
+def test_columns_that_are_not_used_are_not_judged() -> None:
+    assert exchange_of({**sample_row(0), "constraints": "\udc00", "script": "\0"}, drops=Counter()) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "spells"),
+    [
+        ("<|start|>", True),
+        ("x<|reserved_200500|>y", True),
+        ("<|endofprompt|>", True),
+        ("<|start", False),
+        ("<| start |>", False),
+        ("<|reserved_999999|>", False),
+        ("a < b | c > d", False),
+    ],
+)
+def test_a_text_that_spells_a_control_token_is_noticed(text: str, spells: bool) -> None:
+    for name in ("user", "analysis", "final"):
+        exchange = Exchange(**{"user": "u", "analysis": "a", "final": "f", name: text})
+        assert has_control_text(exchange) == spells

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import json
 from collections import Counter
 from hashlib import blake2b, sha256
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.data.split import is_held_out
-from recipes.data.text import RowFile, clean_text
+from recipes.data.text import clean_text
 from vpstore.errors import RecipeRefused
 
 GOLDEN_SHA = [7, 19, 20, 21, 49, 50, 52, 59]
@@ -46,41 +44,6 @@ def test_a_larger_fraction_only_adds(name: str, one: float, other: float) -> Non
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(RecipeRefused, match="out of range"):
         is_held_out("x", fraction=fraction, digest="sha256")
-
-
-def test_rows_are_found_again_by_offset(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    values = [{"id": f"{n}", "text": "é" * n} for n in range(20)]
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
-    with RowFile(path, required=("id", "text")) as rows:
-        offsets = [offset for offset, _ in rows.rows()]
-        assert [rows.row_at(offset) for offset in reversed(offsets)] == values[::-1]
-        assert [row for _, row in rows.rows()] == values
-
-
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        (b'{"id": "a"}', "no such key"),
-        (b'{"id": 3, "text": "x"}', "int"),
-        (b'["id"]', "list"),
-        (b'{"id": "a", "text": "x"', "line 2"),
-        (b"\xff", "line 2"),
-        (b"", "line 2"),
-    ],
-)
-def test_a_malformed_row_is_refused_with_its_line(tmp_path: Path, line: bytes, found: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"id": "a", "text": "x"}\n' + line + b"\n")
-    with RowFile(path, required=("id", "text")) as rows, pytest.raises(RecipeRefused, match="malformed") as caught:
-        list(rows.rows())
-    assert found in str(caught.value)
-    assert "line 2" in caught.value.where
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeRefused, match="cannot be read"):
-        RowFile(tmp_path / "none.jsonl", required=())
 
 
 @pytest.mark.parametrize(

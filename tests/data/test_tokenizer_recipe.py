@@ -49,6 +49,8 @@ def test_stock_transformers_opens_it(artifact: Path, harmony: HarmonyTokenizer) 
     assert len(stock) == 201088
     assert (stock.bos_token_id, stock.eos_token_id, stock.pad_token_id) == (199998, 200002, 199999)
     assert stock.decode(harmony.encode(text)) == text
+    assert stock("<|end|>")["input_ids"] == [200007]  # the library's way; text from outside needs the next line
+    assert stock("<|end|>", split_special_tokens=True)["input_ids"] == harmony.encode("<|end|>")
 
 
 def test_a_wrong_file_misses_the_gate(harmony: HarmonyTokenizer, artifact: Path) -> None:

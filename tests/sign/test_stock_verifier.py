@@ -101,7 +101,10 @@ def test_the_stock_verifier_accepts(built: Project, keys: Keys, kind: str, expor
 
 @pytest.mark.parametrize(
     ("name", "exported"),
-    [(name, False) for name in sorted(DAMAGE) if "bundle" not in name] + [(name, True) for name in sorted(DAMAGE)],
+    [
+        *[pytest.param(name, False, marks=pytest.mark.slow) for name in sorted(DAMAGE) if "bundle" not in name],
+        *[(name, True) for name in sorted(DAMAGE)],
+    ],
 )
 def test_the_stock_verifier_refuses(built: Project, keys: Keys, name: str, exported: bool) -> None:
     damage, expected = DAMAGE[name]

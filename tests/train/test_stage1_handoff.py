@@ -2,64 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
+import shutil
 import tomllib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from training_pico import (
     Workshop,
     checkpoint_context,
-    params_table,
     pico_config,
     pico_moe,
     pico_weights,
+    stage1_params,
     write_checkpoint,
+    write_data,
 )
 
 from recipes import stage1_handoff
-from recipes.params.stage1_handoff import Params
+from recipes.data.batches import AlignedDataset
 from recipes.recipe import Plan
 from recipes.train.run_files import parse_arguments, to_toml, write_arguments
 from vpstore.errors import RecipeRefused
-
-
-def params(**changes: Any) -> Params:
-    table = {
-        "batch": {
-            "sequence_length": 2048,
-            "global_sequences": 256,
-            "micro_sequences": 4,
-            "target_tokens": 1_000_000_000,
-            "precision": "bf16",
-        },
-        "loss_weights": {"reasoning": 1.0, "final": 1.0},
-        "schedule": {"warmup_steps": 100, "shape": "cosine", "final": 0.1},
-        "optimizer": params_table()["train"]["optimizer"],
-        "seeds": {"model": 1, "data_order": 2},
-        "periods": {"save": 250, "evaluate": 100, "router_log": 50},
-        "stop": {
-            "min_format_validity": 0.95,
-            "format_window": 3,
-            "flat_improvement": 0.002,
-            "flat_window": 5,
-            "max_dead": 0.1,
-            "max_load": 0.04,
-            "alarm_after_steps": 200,
-        },
-        "packing": "document_bounded",
-        "teacher": "openai/gpt-oss-120b",
-        "later_stages": [
-            {"name": "stage2", "tokens": 2_000_000_000, "objective": "teacher-confidence weighted CE"},
-            {"name": "stage3", "tokens": 8_000_000_000, "objective": "on-policy distillation"},
-        ],
-        **changes,
-    }
-    return Params.model_validate_json(json.dumps(table))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +47,7 @@ def texts(plan: Plan) -> dict[str, str]:
 
 
 def test_the_run_is_complete(shop: Workshop) -> None:
-    plan = stage1_handoff.plan(checkpoint_context(shop, params()))
+    plan = stage1_handoff.plan(checkpoint_context(shop, stage1_params()))
     assert not plan.tensors
     files = texts(plan)
     run = tomllib.loads(files["stage1.toml"])
@@ -96,7 +66,7 @@ def test_the_run_is_complete(shop: Workshop) -> None:
     assert {"normuon_second_moment", "expert_bias", "log_freq_float32", "consumed_samples"} <= set(
         run["resume"]["state"]
     )
-    assert {"checkpoint", "data", "tokenizer", "config"} == set(run["identity"]["refuse_if_different"])
+    assert {"checkpoint", "data", "data_manifest", "tokenizer", "config"} == set(run["identity"]["refuse_if_different"])
     logs = run["logging"]
     assert {"cross_entropy_reasoning", "gradient_norm", "tokens_per_second"} <= set(logs["every_step"])
     assert {"entropy", "cv_percent", "dead_experts"} <= set(logs["router"])
@@ -106,27 +76,65 @@ def test_the_run_is_complete(shop: Workshop) -> None:
     assert arguments["moe-layer-freq"] == "[0]+[1]*3"
     assert arguments["window-size"] == "127,0"  # T13: two numbers
     assert arguments["norm-epsilon"] == "1e-06"
+    assert arguments["window-attn-skip-freq"] == "4"  # without it every layer would have the window
+    assert arguments["position-embedding-type"] == "rope"
     assert arguments["train-iters"] == "1908"
     assert arguments["moe-router-dtype"] == "fp32"
     assert "moe-router-enable-expert-bias" in arguments
     for role in ("checkpoint", "data", "tokenizer"):
         assert f"blake3:{role}" in files["megatron_args.txt"]
-    assert texts(stage1_handoff.plan(checkpoint_context(shop, params()))) == files
+    assert texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params()))) == files
+
+
+def test_it_says_which_data_and_which_tokenizer(shop: Workshop) -> None:
+    run = tomllib.loads(texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params())))["stage1.toml"])
+    manifest = (shop.root / "data/manifest.json").read_bytes()
+    assert run["data"]["manifest"] == {"path": "manifest.json", "digest": f"blake3:{blake3(manifest).hexdigest()}"}
+    assert (run["data"]["train"], run["data"]["valid"]) == (["train/text"], ["valid/text"])
+    train = AlignedDataset(shop.root / "data", "train")
+    assert run["data"]["epochs"] == run["batch"]["tokens"] / train.tokens
+    assert (
+        run["tokenizer"]["ranks_sha256"]
+        == hashlib.sha256((shop.root / "tokenizer/o200k_base.tiktoken").read_bytes()).hexdigest()
+    )
+    assert (run["tokenizer"]["padded_vocab"], run["tokenizer"]["valid_vocab"]) == (201088, 200019)
+    assert run["logging"]["uniform_entropy"] == pytest.approx(math.log(8))
+    assert run["teacher"]["used_in"] == ["stage2", "stage3"]
+    assert [stage["starts_from"] for stage in run["later_stages"]] == ["stage1", "stage2"]
+
+
+def test_the_packing_is_stated_in_both_files(shop: Workshop) -> None:
+    flags = {"reset-position-ids", "reset-attention-mask"}
+    for packing, attention in (("document_bounded", "inside a document"), ("whole_row", "through the whole row")):
+        files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(packing=packing))))
+        data = tomllib.loads(files["stage1.toml"])["data"]
+        assert (data["packing"], data["attention"]) == (packing, attention)
+        is_bounded = packing == "document_bounded"
+        assert (flags & set(parse_arguments(files["megatron_args.txt"]))) == (flags if is_bounded else set())
+
+
+def test_data_that_is_not_what_its_manifest_says_is_refused(shop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(shop.root, tmp_path / "shop")
+    path = tmp_path / "shop/data/train/text_span.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(RecipeRefused, match="manifest"):
+        stage1_handoff.plan(checkpoint_context(Workshop(tmp_path / "shop"), stage1_params()))
 
 
 def test_what_cannot_run_is_refused(shop: Workshop, tmp_path: Path) -> None:
-    batch = params().batch.model_dump()
+    batch = stage1_params().batch.model_dump()
     with pytest.raises(RecipeRefused, match="longer than the model"):
-        stage1_handoff.plan(checkpoint_context(shop, params(batch={**batch, "sequence_length": 4096})))
+        stage1_handoff.plan(checkpoint_context(shop, stage1_params(batch={**batch, "sequence_length": 4096})))
     with pytest.raises(RecipeRefused, match="warm-up"):
-        stage1_handoff.plan(checkpoint_context(shop, params(batch={**batch, "target_tokens": 1000})))
+        stage1_handoff.plan(checkpoint_context(shop, stage1_params(batch={**batch, "target_tokens": 1000})))
     write_checkpoint(tmp_path / "parent", pico_config(), pico_weights(pico_config()))
+    write_data(tmp_path / "data")
     with pytest.raises(RecipeRefused, match="mixture"):
-        stage1_handoff.plan(checkpoint_context(Workshop(tmp_path), params()))
+        stage1_handoff.plan(checkpoint_context(Workshop(tmp_path), stage1_params()))
 
 
 def test_files_that_do_not_say_the_run_are_refused(shop: Workshop) -> None:
-    context = checkpoint_context(shop, params())
+    context = checkpoint_context(shop, stage1_params())
     moe = pico_moe().moe
     assert moe is not None
     run = stage1_handoff.run_config(context, pico_moe(), moe)

@@ -11,13 +11,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from training_pico import ROOT, Workshop, heal_params, params_table, pico_moe, write_data
 
 from recipes import heal
+from recipes.data.batches import AlignedDataset
 from recipes.tensors import read_safetensors
+from recipes.train import state as state_module
 from recipes.train.state import (
     DOCUMENT,
     TENSORS,
@@ -27,7 +30,7 @@ from recipes.train.state import (
     random_states,
     save_state,
 )
-from vpstore.errors import RecipeRefused
+from vpstore.errors import GateMissed, RecipeRefused
 
 STEPS = 8
 # A process that heals and writes what came out; it says each finished step on stdout.
@@ -40,6 +43,7 @@ fix_numerics(1)
 from dataclasses import replace
 from training_pico import Workshop, heal_params
 from recipes import heal
+from recipes.data.batches import AlignedDataset
 from recipes.tensors import write_safetensors
 shop = Workshop(Path(sys.argv[1]))
 def say(label, done, total):
@@ -203,6 +207,124 @@ def test_an_unfinished_state_is_no_state(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.step == 3
     save_state(tmp_path, small_state(4), identity)
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000004"]
+
+
+class Killed(BaseException):
+    """What no handler catches: the process ends here, and nothing after it happens."""
+
+
+def kill_at_operation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the n-th thing that a save does to the disk be its last moment: before it happens."""
+    done = [0]
+
+    def mortal(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            done[0] += 1
+            if done[0] == number:
+                raise Killed
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, name in ((state_module, "save_file"), (state_module, "_sync"), (state_module.shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
+    for name in ("mkdir", "write_text", "rename"):
+        monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))
+
+
+def test_killed_at_any_moment_of_a_save_a_whole_state_is_left(tmp_path: Path) -> None:
+    identity = Identity({"parent": "blake3:1"}, {})
+    left = []
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        save_state(folder, small_state(3), identity)
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at_operation(patch, number)
+            try:
+                save_state(folder, small_state(5), identity)
+            except Killed:
+                pass
+            else:
+                break  # there were fewer operations: the save went through
+        found = load_state(folder, identity)
+        assert found is not None
+        want = small_state(found.step)
+        assert all(torch.equal(found.weights[name], want.weights[name]) for name in want.weights)
+        left.append(found.step)
+        save_state(folder, small_state(6), identity)
+        assert [path.name for path in folder.iterdir()] == ["state-00000006"]
+    assert len(left) >= 8
+    assert left == sorted(left)  # the old one until the new one has its name, the new one from then on
+    assert set(left) == {3, 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in the file of tensors", "before the name"])
+def test_killed_while_a_state_is_written_the_run_goes_on_from_the_one_before(
+    shop: Workshop, whole: Path, moment: str
+) -> None:
+    """The second state of the run never comes to be; SIGKILL by the process's own hand, at the exact place."""
+    scratch = f"torn-{moment.split()[0]}"
+    if moment == "before the name":
+        place = (
+            "Path.rename = lambda self, target: os.kill(os.getpid(), 9) if '06' in target.name else old(self, target)"
+        )
+    else:
+        place = (
+            "state.save_file = lambda tensors, path: (path.write_bytes(b'torn'), os.kill(os.getpid(), 9))"
+            " if '06' in path.parent.name else old_save(tensors, path)"
+        )
+    code = CHILD.format(tests=str(Path(__file__).parent), root=str(ROOT), steps=STEPS)
+    lines = "import os\nfrom recipes.train import state\nold, old_save = Path.rename, state.save_file\n" + place
+    code = code.replace("shop = Workshop", lines + "\nshop = Workshop")
+    done = subprocess.run([sys.executable, "-c", code, str(shop.root), scratch], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = sorted(path.name for path in (shop.root / scratch / "training").iterdir())
+    assert left == ["state-00000003", "unfinished-00000006"]
+    process = start(shop, scratch)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert "training 3\n" in out
+    assert "training 0\n" not in out
+    assert (whole / "result.safetensors").read_bytes() == (shop.root / scratch / "result.safetensors").read_bytes()
+
+
+def test_a_state_says_where_its_data_stands(shop: Workshop, interrupted: str) -> None:
+    document = json.loads((shop.root / interrupted / "training/state-00000003" / DOCUMENT).read_text())
+    tokens = AlignedDataset(shop.root / "data", "train").tokens
+    assert document["position"] == {
+        "consumed_samples": 3 * 2,
+        "epoch": 3 * 2 * 64 // tokens,
+        "token_of_epoch": 3 * 2 * 64 % tokens,
+        "shuffle_seed": 7,
+        "schedule_step": 3,
+    }
+
+
+def test_a_state_at_another_place_of_its_data_is_refused(shop: Workshop, interrupted: str) -> None:
+    path = shop.root / interrupted / "training/state-00000003" / DOCUMENT
+    document = json.loads(path.read_text())
+    document["position"]["token_of_epoch"] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecipeRefused, match="another place"):
+        heal.run(shop.context(heal_params(steps=STEPS), scratch=interrupted))
+
+
+def test_a_missed_gate_keeps_the_state_and_costs_no_step(shop: Workshop) -> None:
+    table = params_table(steps=4)
+    table["gates"]["held_out"]["improvement"] = 50.0
+    params = type(heal_params()).model_validate_json(json.dumps(table))
+    with pytest.raises(GateMissed, match="nothing was published"):
+        heal.run(shop.context(params, scratch="missed"))
+    assert [path.name for path in (shop.root / "missed/training").iterdir()] == ["state-00000004"]
+    said: list[tuple[str, int]] = []
+
+    def listen(label: str, done: int, total: int) -> None:
+        said.append((label, done))
+
+    with pytest.raises(GateMissed):
+        heal.run(replace(shop.context(params, scratch="missed"), progress=listen))
+    assert said == [("training", 4)]
 
 
 def test_other_data_gives_other_bits(shop: Workshop, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recipes.checkpoint import expected_tensors, student_config_json
+from recipes.data.dataset_manifest import FOLDERS, MANIFEST, described
 from recipes.data.megatron_dataset import IndexedDatasetWriter
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.transformer import Student
 from recipes.names import INDEX_FILE, shard_of
 from recipes.params.heal import Params as HealParams
+from recipes.params.stage1_handoff import Params as Stage1Params
 from recipes.recipe import Context, InputArtifact
 from recipes.tensors import TORCH_DTYPES
 from recipes.train.conversation_validity import CHANNEL, END, MESSAGE, RETURN, START
@@ -96,6 +98,14 @@ def write_data(folder: Path, *, seed: int = 0, make: Callable[[int, Any], Any] |
             with IndexedDatasetWriter(folder / split / f"text_{part}", dtype) as writer:
                 for document in documents:
                     writer.add_document(document)
+    write_manifest(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """manifest.json of what lies in a data set's folder."""
+    paths = [path for split in FOLDERS for path in sorted((folder / split).iterdir())]
+    files = {path.relative_to(folder).as_posix(): described(path) for path in paths}
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "kind": "synth_kd", "files": files}))
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -171,3 +181,73 @@ def checkpoint_context(workshop: Workshop, params: Any) -> Context:
         for role, folder in (("checkpoint", "parent"), ("data", "data"), ("tokenizer", "tokenizer"))
     }
     return Context(params, inputs, {}, workshop.root)
+
+
+def stage1_params(**changes: Any) -> Stage1Params:
+    """Stage 1's params as a TOML would give them; the rehearsal is as small as it can be."""
+    table = {
+        "batch": {
+            "sequence_length": 2048,
+            "global_sequences": 256,
+            "micro_sequences": 4,
+            "target_tokens": 1_000_000_000,
+            "precision": "bf16",
+        },
+        "loss_weights": {"reasoning": 1.0, "final": 1.0},
+        "schedule": {"warmup_steps": 100, "shape": "cosine", "final": 0.1},
+        "optimizer": params_table()["train"]["optimizer"],
+        "seeds": {"model": 1, "data_order": 2},
+        "periods": {"save": 250, "evaluate": 100, "router_log": 50},
+        "stop": {
+            "min_format_validity": 0.95,
+            "format_window": 3,
+            "flat_improvement": 0.002,
+            "flat_window": 5,
+            "max_dead": 0.1,
+            "max_load": 0.04,
+            "alarm_after_steps": 200,
+        },
+        "packing": "document_bounded",
+        "teacher": "openai/gpt-oss-120b",
+        "later_stages": [
+            {
+                "name": "stage2",
+                "starts_from": "stage1",
+                "tokens": 2_000_000_000,
+                "objective": "teacher-confidence weighted CE",
+                "teacher_gives": "probabilities",
+                "data": "new rows",
+            },
+            {
+                "name": "stage3",
+                "starts_from": "stage2",
+                "tokens": 8_000_000_000,
+                "objective": "on-policy distillation",
+                "teacher_gives": "scores",
+                "data": "prompts",
+            },
+        ],
+        "smoke": STAGE1_SMOKE,
+        **changes,
+    }
+    return Stage1Params.model_validate_json(json.dumps(table))
+
+
+STAGE1_SMOKE = {
+    "steps": 6,
+    "sequence_length": 64,
+    "global_sequences": 4,
+    "micro_sequences": 1,
+    "processes": 2,
+    "warmup_steps": 1,
+    "save": 2,
+    "evaluate": 3,
+    "router_log": 2,
+    "kill_after_step": 3,
+    "held_out_tokens": 128,
+    "control_rows": 2,
+    "answers": 2,
+    "max_new_tokens": 3,
+    "loss_chunk": 256,
+    "threads": 1,
+}

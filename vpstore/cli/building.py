@@ -40,8 +40,8 @@ def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float 
     work = workspace(rest["profile"], create=True)
     if everything:
         rows = list(api.build_all(work=work, force=force, since=since))
-        has_figure = work.checkout.objects.summary is not None
-        _print_summary(rows, as_json=rest["as_json"], has_figure=has_figure)
+        summary = work.checkout.objects.summary
+        _print_summary(rows, as_json=rest["as_json"], figure=None if summary is None else summary.key.split(".")[-1])
         return
     done = api.build(*refs, work=work, force=force)
     if rest["as_json"]:
@@ -166,19 +166,19 @@ def _print_built(built: Built) -> None:
     click.echo(f"  {built.comparison.sentence()}")
 
 
-def _print_summary(rows: list[SummaryRow], *, as_json: bool, has_figure: bool) -> None:
+def _print_summary(rows: list[SummaryRow], *, as_json: bool, figure: str | None) -> None:
     if as_json:
         builds = [{**_document(row.built), "new": row.is_new, "figure": row.figure} for row in rows]
         print_json({"builds": builds})
         return
-    figure_head = ("figure",) if has_figure else ()
+    figure_head = () if figure is None else (figure,)
     lines = [
         (
             str(row.built.ref),
             row.built.manifest.digest.short,
             size_text(row.built.manifest.size_bytes),
             seconds_text(row.built.seconds) if row.is_new else "cache hit",
-            *((figure_text(row.figure),) if has_figure else ()),
+            *((figure_text(row.figure),) if figure is not None else ()),
             row.built.comparison.status,
         )
         for row in rows

@@ -63,7 +63,7 @@ class DirectoryRemote:
             path = self._path(name)
             if not _is_object(path):
                 return None
-            self._settle(path.parent)
+            self._settle_if_allowed(path.parent)
             return path.stat(follow_symlinks=False).st_size
 
     def read(self, name: str, *, limit: int) -> bytes:
@@ -126,7 +126,7 @@ class DirectoryRemote:
         target = self._path(name)
         atomic.make_directory(self._tmp)
         atomic.make_directory(target.parent)
-        self._settle(target.parent)
+        self._settle(target.parent)  # who made the folder may have died before that
         return target
 
     def _open(self, name: str) -> BinaryIO:
@@ -141,7 +141,7 @@ class DirectoryRemote:
         except (FileNotFoundError, NotADirectoryError):
             return
         if any(entry.is_file(follow_symlinks=False) for entry in found):
-            self._settle(folder)
+            self._settle_if_allowed(folder)
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._below(folder / entry.name)
@@ -152,10 +152,14 @@ class DirectoryRemote:
     def _settle(self, folder: Path) -> None:
         """Make durable what was found, before anybody relies on it: a push may have been killed before it did so."""
         while folder not in self._settled and folder != self._root.parent:
-            with suppress(OSError):  # of a file system that this user can only read; a write says more
-                atomic.fsync_directory(folder)
+            atomic.fsync_directory(folder)
             self._settled.add(folder)
             folder = folder.parent
+
+    def _settle_if_allowed(self, folder: Path) -> None:
+        """The same for reading, where a file system that refuses is no hindrance."""
+        with suppress(OSError):
+            self._settle(folder)
 
     @contextmanager
     def _failures(self, name: str) -> Iterator[None]:

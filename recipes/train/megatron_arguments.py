@@ -1,0 +1,112 @@
+"""The Stage 1 run as Megatron's command-line arguments, and as comments what upstream has no flag for.
+
+Place in the path: stage1_handoff -> **megatron_arguments** -> run_files. Pure: the run's document in, flags out.
+
+Invariants: every figure comes from the document; nothing is said in a flag that the document does not say.
+
+Example:
+    text = write_arguments(megatron_arguments(run), comments=megatron_comments(run))
+
+Source: `megatron/training/arguments.py` of Megatron-LM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
+    """The run as Megatron's flags; what upstream has no flag for stands in `megatron_comments`."""
+    model, moe, batch = run["model"], run["model"]["moe"], run["batch"]
+    schedule, optimizer, periods = run["schedule"], run["optimizer"], run["periods"]
+    return {
+        **_switches(batch["precision"], run["data"]["packing"]),
+        "num-layers": str(model["num_layers"]),
+        "hidden-size": str(model["hidden_size"]),
+        "ffn-hidden-size": str(model["ffn_hidden_size"]),
+        "num-attention-heads": str(model["num_query_heads"]),
+        "num-query-groups": str(model["num_kv_heads"]),
+        "kv-channels": str(model["head_dim"]),
+        "vocab-size": str(model["vocab_size"]),
+        "make-vocab-size-divisible-by": "1",
+        "max-position-embeddings": str(model["max_sequence"]),
+        "normalization": "RMSNorm",
+        "norm-epsilon": repr(model["norm_eps"]),
+        "attention-dropout": "0.0",
+        "hidden-dropout": "0.0",
+        # Two numbers: keys before the query and after it; the window counts the query itself. Global layers have none.
+        "window-size": f"{model['window'] - 1},0",
+        "window-attn-skip-freq": str(model["global_every"]),
+        "position-embedding-type": "rope",
+        "softmax-type": "learnable",
+        "no-rope-freq": str(model["global_every"]),
+        "rotary-base": str(int(model["rope_base"])),
+        **_moe_arguments(model["num_layers"], moe),
+        "seq-length": str(batch["sequence_length"]),
+        "global-batch-size": str(batch["global_sequences"]),
+        "micro-batch-size": str(batch["micro_sequences"]),
+        "train-iters": str(batch["steps"]),
+        "lr": repr(optimizer["matrix_rate"]),
+        "min-lr": repr(optimizer["matrix_rate"] * schedule["final"]),
+        "lr-decay-style": schedule["shape"],
+        "lr-warmup-iters": str(schedule["warmup_steps"]),
+        "lr-decay-iters": str(batch["steps"]),
+        "weight-decay": repr(optimizer["matrix_decay"]),
+        "clip-grad": repr(optimizer["clip_norm"]),
+        "adam-beta1": repr(optimizer["adam_beta1"]),
+        "adam-beta2": repr(optimizer["adam_beta2"]),
+        "adam-eps": repr(optimizer["adam_epsilon"]),
+        "seed": str(run["seeds"]["model"]),
+        "save-interval": str(periods["save"]),
+        "eval-interval": str(periods["evaluate"]),
+        "log-interval": "1",
+        "dist-ckpt-strictness": "raise_all",
+    }
+
+
+def _switches(precision: str, packing: str) -> dict[str, str | None]:
+    names = ["group-query-attention", "untie-embeddings-and-output-weights", "qk-layernorm", "squared-relu"]
+    names += ["override-opt-param-scheduler"]
+    names += ["reset-position-ids", "reset-attention-mask"] if packing == "document_bounded" else []
+    names += ["moe-router-enable-expert-bias"] + (["bf16"] if precision == "bf16" else [])
+    return dict.fromkeys(names)
+
+
+def _moe_arguments(layers: int, moe: dict[str, Any]) -> dict[str, str | None]:
+    return {
+        "num-experts": str(moe["num_experts"]),
+        "moe-layer-freq": f"[0]+[1]*{layers - 1}",
+        "moe-ffn-hidden-size": str(moe["expert_hidden_size"]),
+        "moe-shared-expert-intermediate-size": str(moe["shared_hidden_size"]),
+        "moe-router-topk": str(moe["top_k"]),
+        "moe-router-num-groups": str(moe["num_groups"]),
+        "moe-router-group-topk": str(moe["top_groups"]),
+        "moe-router-topk-scaling-factor": repr(moe["routed_scaling"]),
+        "moe-router-score-function": "sigmoid",
+        "moe-router-dtype": "fp32",
+        "moe-router-bias-update-rate": repr(moe["bias_update_rate"]),
+        "moe-router-load-balancing-type": "seq_aux_loss",
+        "moe-aux-loss-coeff": repr(moe["balance_loss_weight"]),
+    }
+
+
+def megatron_comments(run: dict[str, Any]) -> list[str]:
+    """What the flags cannot say: the inputs by digest, and what the model code and the data loader must bring."""
+    optimizer = run["optimizer"]
+    rates = ", ".join(f"{name} {optimizer[name]!r}" for name in sorted(optimizer) if name.endswith("_rate"))
+    return [
+        f"Stage 1 of {run['object']}; the whole contract is in the TOML beside this file",
+        *(f"{role}: {one['ref']} {one['digest']}" for role, one in run["inputs"].items()),
+        f"data manifest: {run['data']['manifest']['path']} {run['data']['manifest']['digest']}",
+        f"tokenizer ranks: sha256 {run['tokenizer']['ranks_sha256']}",
+        f"teacher of the later stages: {run['teacher']['model']}",
+        "add on the first start: --finetune (no optimizer state, step 0); on every start: --load, --save, data paths",
+        f"no upstream flag: the data's order has a seed of its own, {run['seeds']['data_order']}",
+        f"no upstream flag: router figures every {run['periods']['router_log']} steps; logs and stop rules of the TOML",
+        "no upstream flag: TPA on local layers, GRAPE-M frequencies in float32, ALiBi on global layers, value residual",
+        "no upstream flag: the shared expert's output bias is applied; linear biases everywhere",
+        f"no upstream flag: NorMuon for matrices, AdamW for the others; {rates}",
+        "no upstream flag: NorMuon's second moment [rows, 1] is part of a saved state, and a load needs its shape",
+        f"no upstream flag: ids from {run['loss']['mask_ids_from']} on are no part of the softmax",
+        f"no upstream flag: {run['loss']['formula']}; {run['loss']['normalisation']}",
+    ]

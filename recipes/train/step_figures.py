@@ -1,0 +1,71 @@
+"""What one step adds up: over micro-batches, over processes, over layers.
+
+Place in the path: micro-batches -> **step_figures** -> loop, logs.
+
+Invariants: sums and counts are reduced over the global batch before anything is divided, so no mean depends on how the
+batch was cut; tensors by layer stay on the device until somebody asks.
+
+Example:
+    figures = StepFigures(added([span_counts(share) for share in shares]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.data.batches import Batch
+from recipes.model.moe import Routing
+from recipes.train.losses import SPANS
+
+Row = dict[str, Any]
+
+
+def span_counts(batch: Batch) -> tuple[int, ...]:
+    """Counted tokens of each span."""
+    counted_BT = batch.loss_mask_BT > 0
+    return tuple(int((counted_BT & (batch.span_BT == span)).sum()) for span in range(len(SPANS)))
+
+
+def added(counts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Counts of several processes as those of the global batch."""
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+@dataclass
+class StepFigures:
+    """Sums over the micro-batches of one step."""
+
+    counts: tuple[int, ...]  # counted tokens by span
+    loss: float = 0.0
+    balance: float = 0.0
+    nll: tuple[float, ...] = (0.0,) * len(SPANS)
+    expert_counts: Mapping[int, Tensor] | None = None
+    layer_balance: dict[int, Tensor] = field(default_factory=dict)  # weighted sequence loss by layer number
+    layer_score_entropy: dict[int, Tensor] = field(default_factory=dict)  # nats, mean over tokens
+
+    def add(self, loss: Tensor, balance: Tensor, nll_N: Tensor, span_N: Tensor) -> None:
+        """Add one micro-batch."""
+        self.loss += float(loss.detach()) + float(balance.detach())
+        self.balance += float(balance.detach())
+        sums = [float(nll_N[span_N == span].double().sum()) for span in range(len(SPANS))]
+        self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
+
+    def add_layers(self, routing: Mapping[int, Routing], share: float) -> None:
+        """Add what the layers with experts say of one micro-batch that is `share` of the global batch."""
+        for number, one in routing.items():
+            pairs = ((self.layer_balance, one.balance_loss), (self.layer_score_entropy, one.score_entropy))
+            for table, value in pairs:
+                table[number] = table.get(number, torch.zeros_like(value)) + value.detach() * share
+
+    def cross_entropies(self) -> Row:
+        """Nats a token over all counted tokens and in each span (None: no token), and how many there were."""
+        found: Row = {"cross_entropy": sum(self.nll) / max(sum(self.counts), 1), "counted_tokens": sum(self.counts)}
+        for name, nll, count in zip(SPANS, self.nll, self.counts, strict=True):
+            found[f"cross_entropy_{name}"] = nll / count if count else None
+            found[f"tokens_{name}"] = count
+        return found

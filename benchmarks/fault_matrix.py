@@ -5,7 +5,7 @@ into docs/FAULTS.md between its markers. Exit code 1 if anything was wrong.
 
 Example:
     python -m benchmarks.fault_matrix                      # everything: about half an hour
-    python -m benchmarks.fault_matrix --share 20           # about a twentieth of the cases; writes nothing
+    python -m benchmarks.fault_matrix --share 20           # about a twentieth of the cases; writes only with --write
     python -m benchmarks.fault_matrix disk damage          # some scenarios; the others' tables stay
 """
 
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="SCENARIO", help=", ".join(row.name for row in SCENARIOS))
-    parser.add_argument("--share", type=int, default=1, help="about one of so many cases; only 1 writes the page")
+    parser.add_argument("--share", type=int, default=1, help="about one of so many cases")
+    parser.add_argument("--write", action="store_true", help="write the counts of a share, too; the table says so")
     given = parser.parse_args(arguments)
     unknown = set(given.names) - {row.name for row in SCENARIOS}
     if unknown:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.names or scenario.name in given.names:
             document["scenarios"][scenario.name] = _run(scenario, given.share)
     document["machine"] = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    if given.share == 1:
+    if given.share == 1 or given.write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         write_page(document)
@@ -69,7 +70,8 @@ def _run(scenario: Any, share: int) -> dict[str, Any]:
                 print(f"          {example}", flush=True)
     seconds = round(time.monotonic() - began)
     print(f"  {sum(row['tried'] for row in rows)} cases in {seconds} s")
-    return {"title": scenario.title, "note": scenario.note, "rows": rows, "seconds": seconds}
+    title = scenario.title if share == 1 else f"{scenario.title} (about one case in {share})"
+    return {"title": title, "note": scenario.note, "rows": rows, "seconds": seconds}
 
 
 def table(scenario: dict[str, Any]) -> str:

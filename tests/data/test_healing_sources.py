@@ -67,6 +67,7 @@ def build(folder: Path, assets: Path, ending: str) -> Context:
     return Context(PARAMS, {"tokenizer": tokenizer}, made, folder / "scratch")
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_bytes(assets: Path, write: Callable[..., Path], tmp_path: Path) -> None:
     found = []
     for number, ending in enumerate((".jsonl", ".parquet", ".jsonl.zst", ".jsonl.gz")):

@@ -112,6 +112,7 @@ def test_generated_texts_encode_as_openai_harmonys_do(
     assert differing == []
 
 
+@pytest.mark.slow
 def test_generated_texts_encode_as_the_tokenizers_file_does(
     o200k_file: Path, harmony: HarmonyTokenizer, texts: list[str]
 ) -> None:

@@ -74,6 +74,7 @@ def content(result: RunResult) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_two_runs_give_equal_bytes(sources: dict[str, Path], tmp_path: Path) -> None:
     first, second = (embedded_donor.run(Context(params(), {}, sources, tmp_path)) for _ in range(2))
     assert content(first) == content(second)

@@ -108,6 +108,7 @@ def test_a_store_deleted_under_present_pointers(press: Press) -> None:
     assert press.repro() == []
 
 
+@pytest.mark.slow
 def test_metrics_and_plots(press: Press) -> None:
     figures = press.json("dvc", "metrics", "show")[""]["data"]
     assert len(figures) == 7

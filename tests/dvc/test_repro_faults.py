@@ -67,6 +67,7 @@ def test_a_source_that_is_not_the_pinned_one_is_refused(press: Press) -> None:
     assert press.pointers() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle(press: Press) -> None:
     before = press.pointers()
     press.edit("configs/pages.toml", 'title = "Page: "\nseconds = 0', 'title = "Slow: "\nseconds = 60')
@@ -159,6 +160,7 @@ def test_a_pointer_forged_together_with_dvc_lock(press: Press) -> None:
     press.run("vpstore", "build", "reports@pages-final", code=14)  # nothing is built from it either
 
 
+@pytest.mark.slow
 def test_a_view_deleted_or_edited_is_made_again(press: Press) -> None:
     text = press.text("pages@draft")
     view = Path(press.run("vpstore", "resolve", "pages@draft").stdout.strip())

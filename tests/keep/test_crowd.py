@@ -41,11 +41,18 @@ def scene(team: Team, *, groups: int, twins: int, readers: int, log: Path) -> tu
     return [old, *members], actors
 
 
-@pytest.mark.parametrize(("groups", "twins", "readers"), [(7, 4, 2), pytest.param(24, 4, 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("groups", "twins", "readers"),
+    [
+        (2, 4, 2),
+        pytest.param(7, 4, 2, marks=pytest.mark.slow),  # 32 processes
+        pytest.param(24, 4, 30, marks=pytest.mark.slow),
+    ],
+)
 def test_a_crowd_loses_nothing(team: Team, stage: Stage, groups: int, twins: int, readers: int) -> None:
     log = team.folder / "recipes.log"
     members, actors = scene(team, groups=groups, twins=twins, readers=readers, log=log)
-    assert len(actors) >= 32
+    assert len(actors) >= groups * twins + readers
     said = perform(team, stage, actors)
     assert "warning: a view was changed" not in said
     for member in members:

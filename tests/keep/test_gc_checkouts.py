@@ -141,6 +141,7 @@ def test_a_damaged_root_file_stops_gc(team: Team, ada: Member, bob: Member) -> N
     ada.verify()
 
 
+@pytest.mark.slow
 def test_two_checkouts_at_one_path_are_told_apart(team: Team, ada: Member, bob: Member) -> None:
     """As in two containers that both have the project at one path, and share a store."""
     artifacts = held(team, ada.root)

@@ -85,6 +85,7 @@ def test_a_publish_loses_nothing_wherever_gc_runs(team: Team, ada: Member, stage
     assert 0 < waited < calls / step  # while it computes, gc does not have to wait
 
 
+@pytest.mark.slow
 def test_a_small_publish_into_an_empty_store_loses_nothing_at_any_call(team: Team, stage: Stage) -> None:
     """The first build of a new checkout: nothing leads to anything yet."""
     bob = team.checkout("bob")

@@ -130,7 +130,7 @@ def test_the_checked_out_recipes_are_not_used(garden: Project, change: Callable[
 
 
 @pytest.mark.parametrize("with_table", [True, False])
-@pytest.mark.parametrize("wish", [(), ("--tensor", "c.weight"), ("--sample", "4")])
+@pytest.mark.parametrize("wish", [(), ("--tensor", "c.weight"), ("--sample", "99")])
 def test_a_forged_tensor_is_named(garden: Project, tmp_path: Path, with_table: bool, wish: tuple[str, ...]) -> None:
     def change(store: Any, manifest: Any) -> Any:
         return with_shard(store, manifest, "model-c.safetensors", -20, with_table=with_table, scratch=tmp_path)

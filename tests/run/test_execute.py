@@ -41,6 +41,7 @@ def test_the_order_of_tensors_decides_no_byte(place: Path) -> None:
     assert shards(place / "mixed") == shards(place / "plain")
 
 
+@pytest.mark.slow
 def test_two_processes_with_interleaved_shares_make_the_same_bytes(place: Path, total: int) -> None:
     assert set(shards(place / "shares")) == set(shards(place / "plain"))
     assert shards(place / "shares") != shards(place / "plain")

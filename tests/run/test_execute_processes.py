@@ -22,6 +22,7 @@ def test_a_plan_needs_the_memory_of_a_few_tensors(tmp_path: Path) -> None:
     assert hoard > 15 * (TENSOR_MIB << 20)  # else the measure would see nothing
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
     process = start("wait", tmp_path, VPSTORE_WORKERS="2")
     log = tmp_path / "wait"

@@ -80,6 +80,7 @@ def named_by_store(project: Project) -> list[str]:
     return faults
 
 
+@pytest.mark.slow
 def test_a_pull_that_is_killed_again_and_again_converges(pair: Pair) -> None:
     seen: dict[Path, int] = {}
 

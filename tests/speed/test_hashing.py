@@ -136,12 +136,13 @@ def test_threads_stop_at_the_first_failure_and_pass_it_on() -> None:
             gate.wait(10)  # until the failure was seen
         return item
 
+    before = threading.active_count()
     results = in_threads(work, list(range(50)), workers=3)
     assert next(results) == 0
     gate.set()
     with pytest.raises(ValueError, match="item 1"):
         next(results)
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
     assert in_order(begun)
 
 

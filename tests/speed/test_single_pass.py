@@ -194,6 +194,7 @@ def test_a_disk_error_in_any_thread_publishes_nothing_and_a_retry_does(
     whole = publish(work, publication, facts=lambda: FACTS)
     total = len(counted.calls)
     assert total > 40
+    before = threading.active_count()
     for refuse in range(1, total + 1, 4):
         work = workspace(tmp_path, f"store-{refuse}")
         monkeypatch.undo()
@@ -202,7 +203,7 @@ def test_a_disk_error_in_any_thread_publishes_nothing_and_a_retry_does(
         with pytest.raises(VpstoreError, match="Input/output error"):
             publish(work, publication, facts=lambda: FACTS)
         assert len(disk.calls) >= refuse
-        assert threading.active_count() == 1
+        assert threading.active_count() <= before
         for digest in work.store.blobs.all():
             work.store.blobs.check(digest)
         monkeypatch.undo()

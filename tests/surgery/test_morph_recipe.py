@@ -119,6 +119,7 @@ def test_global_layers_keep_their_shapes_and_damp_their_planes(built: Built, wor
         assert torch.allclose(gain[:64], gain[64:], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(built: Built, workshop: Workshop) -> None:
     context = workshop.context(params(), "resumed")
     for step in ("local-001", "local-002", "local-003", "local-005"):

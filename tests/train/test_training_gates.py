@@ -113,6 +113,7 @@ def test_a_collapsed_router_misses(damaged: Workshop) -> None:
     assert "router_max_load_percent = 50" in found
 
 
+@pytest.mark.slow
 def test_spiky_data_misses(damaged: Workshop) -> None:
     """Documents of one id that is easy, then of ids that never came before."""
 
@@ -237,6 +238,7 @@ def woken(workshop: Workshop, some: WakeUpParams) -> RunResult:
     return wake_up.run(workshop.context(some, scratch=f"wake{some.new_layers_steps}{len(some.new_layers)}"))
 
 
+@pytest.mark.slow
 def test_wake_up_trains_the_layers_that_the_parent_names_first(tmp_path: Path) -> None:
     config = pico_config(num_layers=4)
     workshop = Workshop.make(tmp_path, config)

@@ -327,6 +327,7 @@ def test_a_missed_gate_keeps_the_state_and_costs_no_step(shop: Workshop) -> None
     assert said == [("training", 4)]
 
 
+@pytest.mark.slow
 def test_other_data_gives_other_bits(shop: Workshop, tmp_path: Path) -> None:
     """Negative control: equality above is not because training does nothing with its data."""
     other = Workshop(tmp_path)

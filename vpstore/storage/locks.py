@@ -24,7 +24,7 @@ from vpstore.errors import VpstoreError
 from vpstore.storage import atomic
 
 STORE: Final = "store"  # shared by those who add to the store, exclusive for the one who sweeps it
-_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # no folder, where none could be made
 
 
 def _silently() -> None:

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -66,11 +67,12 @@ class Store:
                 found=repr(found[:40]),
                 next_step="use the version of vpstore that wrote it, or another VPSTORE_ROOT",
             )
-        try:
-            for name in _FOLDERS:  # copying tools leave out empty ones
+        for name in _FOLDERS:  # copying tools leave out empty ones
+            try:
                 atomic.make_directory(root / name)
-        except OSError as error:
-            raise _unusable(root / name, error) from error
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # who can only read may need none
+                    raise _unusable(root / name, error) from error
         tmp = root / "tmp"
         blobs = Blobs(root / "blobs" / "blake3", tmp, root / "quarantine", stamps or Stamps())
         locks = Locks(root / "locks")

@@ -16,7 +16,8 @@ LINE = re.compile(r"\| (?P<what>[^|]+) \| (?P<tried>\d+) \| (?P<wrong>\d+) \| (?
 
 def shown(title: str) -> list[re.Match[str]]:
     """The lines of one table."""
-    section = PAGE.partition(f"### {title}\n")[2].partition("\n###")[0]
+    share = r"(?: \(about one case in \d+\))?"
+    section = re.split(rf"^### {re.escape(title)}{share}\n", PAGE, flags=re.MULTILINE)[-1].partition("\n###")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| what ")]
     found = [LINE.fullmatch(line) for line in lines]
     assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]

@@ -80,6 +80,7 @@ def give(path: Path, user: int) -> None:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every module that the commands load is in memory: the other users may not be able to read Python's own files."""
+    unload_recipes()  # another test of this process may have worked on a project of its own
     folder = tmp_path_factory.mktemp("loaded")
     team = Team(folder)
     with pytest.MonkeyPatch.context() as patch:

@@ -169,8 +169,20 @@ class Multipart:
             )
         except FileNotFoundError as error:
             raise _Gone from error
+        except RemoteFailure as error:
+            if self._was_ended(upload_id):  # some servers stumble over an upload that ends under their hands
+                raise _Gone from error
+            raise
         moved(len(part.data))
         return str(answer["ETag"]).strip('"'), part.md5
+
+    def _was_ended(self, upload_id: str) -> bool:
+        """Whether somebody else completed or aborted the upload; False where that cannot be told."""
+        with suppress(RemoteFailure, FileNotFoundError):
+            if upload_id in (uploads := self._uploads()):
+                return False
+            return bool(uploads) or bool(self._calls("head_object", self._name, "looking", Key=self._key))
+        return False
 
     def _complete(self, upload_id: str, tags: list[tuple[str, bytes]]) -> None:
         parts = [{"PartNumber": number, "ETag": f'"{tag}"'} for number, (tag, _) in enumerate(tags, 1)]
@@ -183,9 +195,12 @@ class Multipart:
                 UploadId=upload_id,
                 MultipartUpload={"Parts": parts},
             )
-        except FileNotFoundError as error:
-            if not self._is_complete(tags):
+        except (FileNotFoundError, RemoteFailure) as error:
+            if self._is_complete(tags):
+                return
+            if isinstance(error, FileNotFoundError) or self._was_ended(upload_id):
                 raise _Gone from error
+            raise
 
     def _is_complete(self, tags: list[tuple[str, bytes]]) -> bool:
         """Whether the object is there with these parts: completed by somebody else, or the answer was lost."""

@@ -24,6 +24,7 @@ def other_pointer(press: Press) -> str:
     return other
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_midway_leaves_the_old_pointer(press: Press) -> None:
     """A missed gate in the middle of the chain: what is above is built, it and what is below stay as they were."""
     before, text = press.pointers(), press.text("pages")
@@ -108,6 +109,7 @@ def test_a_build_beside_a_repro_of_the_same_stage(press: Press) -> None:
     assert press.repro() == []
 
 
+@pytest.mark.slow
 def test_pointers_edited_by_hand_are_refused_and_mended(press: Press) -> None:
     before = press.pointers()
     lost = {**before["stamps-main"], "artifact": "blake3:" + "0" * 64}

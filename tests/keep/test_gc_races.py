@@ -76,7 +76,7 @@ def ada(team: Team) -> Member:
     return made
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_publish_loses_nothing_wherever_gc_runs(team: Team, ada: Member, stage: Stage, step: int) -> None:
     ada.set_steps(bloom=3)
     replay = Replay(team, ada, stage)
@@ -98,6 +98,7 @@ def test_a_small_publish_into_an_empty_store_loses_nothing_at_any_call(team: Tea
     assert calls > 40
 
 
+@pytest.mark.slow
 def test_a_cache_hit_loses_nothing(team: Team, ada: Member, stage: Stage) -> None:
     """Pointer and view are gone, the artifact is there and rootless: the hit must find all of it or build it anew."""
     ada.drop("plant@bloom", "pointer", "view")

@@ -33,6 +33,7 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_the_whole_artifact_comes_out_again(pico: Project) -> None:
     [found] = pico.json("reproduce", "vpMoE")["reproductions"]
     assert (found["verdict"], found["rebuilt"]) == ("identical", found["artifact"])

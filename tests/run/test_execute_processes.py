@@ -15,6 +15,7 @@ TENSOR_MIB = 20
 TENSORS = 20
 
 
+@pytest.mark.slow
 def test_a_plan_needs_the_memory_of_a_few_tensors(tmp_path: Path) -> None:
     lean, hoard = json.loads(finish(start("memory", tmp_path, TENSORS, TENSOR_MIB)))
     shutil.rmtree(tmp_path)

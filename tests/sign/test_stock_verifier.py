@@ -92,7 +92,15 @@ DAMAGE: dict[str, tuple[Callable[[Place], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "exported"), [("p256", False), ("p256", True), ("p384", False), ("p521", True)])
+@pytest.mark.parametrize(
+    ("kind", "exported"),
+    [
+        ("p256", False),
+        ("p256", True),
+        pytest.param("p384", False, marks=pytest.mark.slow),
+        pytest.param("p521", True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_stock_verifier_accepts(built: Project, keys: Keys, kind: str, exported: bool) -> None:
     place = signed(built, keys, kind, exported=exported)
     done = place.verify()

@@ -131,6 +131,7 @@ def test_a_broken_student_misses_its_gate(fitted: Built, tmp_path: Path) -> None
     assert gates(convert_dense.check(fitted.context, broken)) == {"held_out_loss_over_unigram": "missed"}
 
 
+@pytest.mark.slow
 def test_it_is_the_same_twice_and_in_any_order_and_after_an_interruption(bench: Bench, fitted: Built) -> None:
     context = bench.context(pico_params(), "again")
     first = convert_dense.intermediates(context)[0]

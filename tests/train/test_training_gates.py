@@ -136,6 +136,7 @@ def test_harmony_below_its_threshold_misses(damaged: Workshop) -> None:
     assert "harmony_control_token_accuracy" in missed(damaged, params(gates={"harmony": {"threshold": 1.0}}))
 
 
+@pytest.mark.slow
 def test_sampled_answers_of_an_untrained_model_are_not_valid(damaged: Workshop) -> None:
     sampled = {"mode": "sampled", "threshold": 0.5, "rows": 2, "max_new_tokens": 3}
     assert "harmony_valid_answers = 0" in missed(damaged, params(gates={"harmony": sampled}))

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from xml.etree import ElementTree
 import hostile_names as names
 from damage_scenarios import CLASSES
 from disk_matrix import SCENARIOS as DISK
-from disk_matrix import Bench, Sweep
+from disk_matrix import Bench, Case, Sweep
 from dvc_scenarios import TRIALS, Verdict, count_durable
 from faulty_disk import KINDS
 from fork_server import ForkServer
@@ -62,16 +63,25 @@ def _bench(folder: Path) -> Iterator[Bench]:
 
 
 def disk(folder: Path, share: int) -> Iterator[Row]:
-    """Every call of every scenario, spoilt in every way."""
-    with _bench(folder) as bench:
+    """Every call of every scenario, spoilt in every way; each core has a bench and a server of its own."""
+    with ExitStack() as stack:
+        benches = [stack.enter_context(_bench(folder / str(number))) for number in range(os.cpu_count() or 1)]
+        pool = stack.enter_context(ThreadPoolExecutor(len(benches)))
         for scenario in DISK:
-            sweep = Sweep(bench, scenario)
-            sweep.start()
-            cases = [sweep.run(kind, at) for kind, at in sweep.places(share)]
+            sweeps = [Sweep(bench, scenario) for bench in benches]
+            for sweep in sweeps:
+                sweep.start()
+            places = list(sweeps[0].places(share))
+            parts = [places[number :: len(sweeps)] for number in range(len(sweeps))]
+            cases = [case for done in pool.map(_swept, sweeps, parts) for case in done]
             wrong = [case for case in cases if case.wrong]
-            note = f"{len(sweep.calls)} calls, {len({case.kind for case in cases})} kinds of faults"
+            note = f"{len(sweeps[0].calls)} calls, {len({case.kind for case in cases})} kinds of faults"
             examples = tuple(f"{case.kind} at {case.at}, {case.call}: {case.wrong[0]}" for case in wrong[:5])
             yield Row(scenario.name, len(cases), len(wrong), note, examples)
+
+
+def _swept(sweep: Sweep, places: list[tuple[str, int]]) -> list[Case]:
+    return [sweep.run(kind, at) for kind, at in places]
 
 
 def controls(folder: Path, share: int) -> Iterator[Row]:

@@ -151,9 +151,11 @@ class DirectoryRemote:
 
     def _settle(self, folder: Path) -> None:
         """Make durable what was found, before anybody relies on it: a push may have been killed before it did so."""
-        while folder not in self._settled and folder != self._root.parent:
+        while folder not in self._settled:
             atomic.fsync_directory(folder)
             self._settled.add(folder)
+            if folder == self._root.parent:  # the remote's own folder, which names all else
+                break
             folder = folder.parent
 
     def _settle_if_allowed(self, folder: Path) -> None:

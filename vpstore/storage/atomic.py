@@ -55,6 +55,15 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def begin_writing(path: Path) -> None:
+    """Let the disk begin with the bytes of a file that is going to be made durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        system.disk.begin_writing(descriptor, 0, 0)
+    finally:
+        os.close(descriptor)
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its missing parents, durably."""
     if path.is_dir():

@@ -28,6 +28,7 @@ from vpstore.schema.digest import Digest
 from vpstore.storage import atomic, locks, system
 
 PARALLEL: Final = 4 << 20  # from this size on a blob is digested by several threads
+STRIDE: Final = 8 << 20  # after so many bytes the disk is told to begin with them, so that the fsync finds little to do
 Moved = Callable[[int], None]
 Chunks = Callable[[int], Iterator[bytes]]
 
@@ -108,12 +109,16 @@ def _extended(path: Path, wanted: Wanted, state: Digesting, chunks: Chunks, *, m
     """Append what is missing; False as soon as it is known that the bytes are not the wanted ones."""
     limit = wanted.size_bytes
     if limit is None or state.size_bytes < limit:
-        with _appending(path) as out, _closed_after(chunks(state.size_bytes)) as coming:
+        told = state.size_bytes
+        with _appending(path) as out, _closed_after(chunks(told)) as coming:
             for data in coming:
                 state.add(data)
                 if limit is not None and state.size_bytes > limit:
                     return False
                 _write(out, data)
+                if state.size_bytes - told >= STRIDE:
+                    system.disk.begin_writing(out, told, state.size_bytes - told)
+                    told = state.size_bytes
                 moved(len(data))
     return state.digest == wanted.digest
 

@@ -12,7 +12,12 @@ Example:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any, Final
+
+_RANGE_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE: begin to write what is dirty, wait for nothing
 
 
 class Disk:
@@ -25,6 +30,14 @@ class Disk:
     def fsync(self, descriptor: int) -> None:
         """fsync(2), of a file or a directory."""
         os.fsync(descriptor)
+
+    def begin_writing(self, descriptor: int, start: int, size_bytes: int) -> None:
+        """sync_file_range(2), where there is one: the disk may begin with these bytes now. A hint, no promise.
+
+        Args:    size_bytes: from `start` on; 0: to the end of the file. What goes wrong is told by the fsync to come.
+        """
+        if (call := _sync_file_range()) is not None:
+            call(descriptor, start, size_bytes, _RANGE_WRITE)
 
     def rename(self, source: Path, target: Path) -> None:
         """rename(2): replaces the target."""
@@ -49,6 +62,19 @@ class Disk:
     def rmdir(self, path: Path) -> None:
         """rmdir(2)."""
         os.rmdir(path)
+
+
+@cache
+def _sync_file_range() -> Callable[..., Any] | None:
+    """The C library's function; Python has none."""
+    import ctypes  # only those who write much need it
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):  # not Linux
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
 
 
 disk: Disk = Disk()

@@ -156,6 +156,7 @@ class _Task:
         blobs = self.work.store.blobs
         table: TensorTable | None = None
         if self._is_ours:
+            atomic.begin_writing(self.staged.source)  # while it is hashed
             table, digest, size = self._read(self.staged.source)
             blobs.take(self.staged.source, digest)
         else:

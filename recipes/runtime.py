@@ -2,9 +2,9 @@
 
 Place in the path: below every recipe; part of every recipe's code closure.
 
-Tried with torch 2.13 on x86-64: with all of these, sums, solves, eigen- and singular values and training steps are
-equal whatever the machine's thread settings; without the STRICT of MKL_CBWR or the fixed thread count they are not.
-Processors of other makes may ignore the MKL setting: there, the comparison with the lock reports differences.
+Tried with torch 2.13 on x86-64, Intel and AMD: with all of these, and `ops.roots` for square roots, sums, solves,
+eigen- and singular values and training steps are equal whatever the make of the processor and the machine's thread
+settings. MKL's faster branches (`AVX2,STRICT`) are equal only among Intel's own: docs/decisions/0011-one-arithmetic.md.
 
 Example:
     >>> fix_numerics(threads=2)  # first thing in the process, then import torch
@@ -25,7 +25,7 @@ _done_with: list[int] = []
 def environment(threads: int) -> dict[str, str]:
     """The environment variables that the numeric libraries read once, at their own start."""
     return {
-        "MKL_CBWR": "AVX2,STRICT",
+        "MKL_CBWR": "COMPATIBLE",  # the one branch that every make of processor takes alike
         "MKL_DYNAMIC": "FALSE",
         "MKL_NUM_THREADS": str(threads),
         "OMP_DYNAMIC": "FALSE",

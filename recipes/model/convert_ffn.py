@@ -28,6 +28,7 @@ from torch import Tensor
 from recipes.model.donor import DonorMlp
 from recipes.ops import ffn
 from recipes.ops.linear import RidgeSums, token_weights
+from recipes.ops.roots import square_root
 from vpstore.errors import ShapeMismatch
 
 _STORED = torch.bfloat16
@@ -117,7 +118,8 @@ def _chosen(mlp: DonorMlp, examples: Examples, setting: FfnSetting) -> tuple[lis
     spread = RidgeSums(gate.shape[1], 0)
     spread.add(examples.inputs_TH, examples.inputs_TH[:, :0])
     covariance_HH = spread.covariance()[0]
-    std = [torch.einsum("nh,hk,nk->n", w.double(), covariance_HH, w.double()).clamp(min=0).sqrt() for w in (gate, up)]
+    energy = [torch.einsum("nh,hk,nk->n", w.double(), covariance_HH, w.double()).clamp(min=0) for w in (gate, up)]
+    std = [square_root(energy_N) for energy_N in energy]
     scale_N = ffn.pair_scales(*std, share=setting.pair_scale).to(gate.dtype)
     sums = RidgeSums(len(gate), gate.shape[1])
     for x_TH, y_TH, weight_T in examples.parts():
@@ -162,5 +164,5 @@ def _adam(value: Tensor, gradient: Tensor, first: Tensor, second: Tensor, *, rat
     """One step, in place (Kingma and Ba 2015). torch.optim would bring its compiler along, seconds of import."""
     first.lerp_(gradient, 1 - _BETAS[0])
     second.lerp_(gradient.square(), 1 - _BETAS[1])
-    size = (second / (1 - _BETAS[1] ** (step + 1))).sqrt_().add_(1e-8)
+    size = square_root(second / (1 - _BETAS[1] ** (step + 1))).add_(1e-8)
     value.sub_(first / (1 - _BETAS[0] ** (step + 1)) / size * rate)

@@ -31,6 +31,7 @@ from recipes.model.donor import DonorLayer, DonorState, RmsNorm
 from recipes.ops import heads as merging
 from recipes.ops.heads import Halves, MergedKeys, MergedValues, from_planes, to_planes
 from recipes.ops.linear import RidgeSums
+from recipes.ops.roots import square_root
 
 CANDIDATES = 3  # a student head may follow the first query of its pair, the second, or their mean
 
@@ -160,7 +161,7 @@ def _keys(layer: DonorLayer, merger: Merger, x_TH: Tensor) -> tuple[Tensor, Tens
         for half, keys in zip(members, merger.keys, strict=True)
     ]
     size_TGJ = _size(raw_TJD, attention.k_norm)[:, members]
-    return from_planes(torch.stack(merged, 1)), size_TGJ.square().mean(2).sqrt()
+    return from_planes(torch.stack(merged, 1)), square_root(size_TGJ.square().mean(2))
 
 
 def _values(merger: Merger, x_TH: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def _values(merger: Merger, x_TH: Tensor) -> Tensor:
 
 
 def _size(raw: Tensor, norm: RmsNorm) -> Tensor:
-    return (raw.square().mean(-1) + norm.eps).sqrt()
+    return square_root(raw.square().mean(-1) + norm.eps)
 
 
 def wish(layer: DonorLayer, merger: Merger, x_TH: Tensor) -> Wish:

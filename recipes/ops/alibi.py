@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recipes.ops.roots import square_root
+
 
 def offset_mass(pattern_BHTT: Tensor, offset_BTT: Tensor, *, offsets: int) -> Tensor:
     """Attention mass that each head spends on each offset.
@@ -60,7 +62,7 @@ def split_gains(gain_f: Tensor, *, floor: float) -> tuple[Tensor, Tensor]:
     Returns: factors for q_norm and k_norm, float64 [2f], for both halves of each plane.
     """
     sign_f = torch.where(gain_f < 0, -1.0, 1.0).double()
-    root_f = gain_f.abs().double().clamp_min(floor).sqrt()
+    root_f = square_root(gain_f.abs().double().clamp_min(floor))
     return torch.cat([sign_f * root_f] * 2), torch.cat([root_f] * 2)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recipes.ops.roots import square_root
+
 
 def largest_difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Largest |a - b| over all pairs; the largest float if anything is not finite."""
@@ -32,7 +34,7 @@ def relative_difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> fl
     gaps = [(a.float() - b.float()).square().sum(dtype=wide) for a, b in zip(before, after, strict=True)]
     sizes = [a.float().square().sum(dtype=wide) for a in before]
     gap, size = torch.stack(gaps).sum(), torch.stack(sizes).sum()
-    return 0.0 if bool(gap == 0) else _finite((gap / size).sqrt())
+    return 0.0 if bool(gap == 0) else _finite(square_root(gap / size))
 
 
 def _finite(value: Tensor) -> float:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recipes.ops.roots import square_root
 from vpstore.errors import ShapeMismatch
 
 
@@ -86,7 +87,7 @@ def select_greedily(gram_NN: Tensor, cross_NH: Tensor, count: int) -> list[int]:
         best = int(gain_N.masked_fill(is_taken_N, -1.0).argmax())
         chosen.append(best)
         is_taken_N[best] = True
-        pivot = torch.maximum(left_N[best], floor_N[best]).sqrt()
+        pivot = square_root(torch.maximum(left_N[best], floor_N[best]))
         column_N = (gram_NN[:, best].double() - factor_NC[:, :step] @ factor_NC[best, :step]) / pivot
         factor_NC[:, step] = column_N
         cross_NH -= torch.outer(column_N, cross_NH[best] / pivot)

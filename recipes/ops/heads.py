@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from recipes.ops.linear import hadamard, ruled_signs, symmetric_root
+from recipes.ops.roots import square_root
 from vpstore.errors import ShapeMismatch
 
 Halves = tuple[tuple[int, ...], tuple[int, ...]]
@@ -159,7 +160,7 @@ def merge_values(weight_JDH: Tensor, gains_JDD: Tensor, covariance_HH: Tensor) -
     merged_DH = turned_ND.T @ (gain_JDD @ weight).flatten(0, 1)
     energy = torch.einsum("dh,hk,dk->", merged_DH, covariance_HH.double(), merged_DH)
     wanted = torch.einsum("jdh,hk,jdk->", weight, covariance_HH.double(), weight) / heads
-    scale = float((wanted / energy).sqrt()) if float(energy) > 0 else 1.0
+    scale = float(square_root(wanted / energy)) if float(energy) > 0 else 1.0
     decoders_JDD = inverse_JDD @ torch.unflatten(turned_ND, 0, (heads, width)) / scale
     total = float(singular_R.square().sum())
     lost = float(singular_R[kept:].square().sum()) / total if total > 0 else 0.0
@@ -190,7 +191,7 @@ def merge_keys(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> 
     Source:  complex principal components of the heads, plane by plane, weighted by the queries' energy.
     """
     members = list(group)
-    weight_JP = energy_JP[members].double().clamp(min=1e-30).sqrt()
+    weight_JP = square_root(energy_JP[members].double().clamp(min=1e-30))
     weighted = _weighted_moments(moments_PJJ, energy_JP, group)
     values_PJ, vectors_PJJ = torch.linalg.eigh(weighted)
     top_JP = ruled_signs(vectors_PJJ[:, :, -1:])[:, :, 0].T
@@ -198,7 +199,7 @@ def merge_keys(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> 
     moments = moments_PJJ[:, members][:, :, members]
     energy_P = torch.einsum("jp,pjk,kp->p", encode_JP, moments, encode_JP.conj()).real
     wanted_P = moments.diagonal(dim1=1, dim2=2).real.mean(1)
-    scale_P = torch.where(energy_P > 0, wanted_P / energy_P.clamp(min=1e-300), 1.0).sqrt().clamp(min=1e-12)
+    scale_P = square_root(torch.where(energy_P > 0, wanted_P / energy_P.clamp(min=1e-300), 1.0)).clamp(min=1e-12)
     total = float(values_PJ.clamp(min=0).sum())
     lost = float(values_PJ[:, :-1].clamp(min=0).sum()) / total if total > 0 else 0.0
     return MergedKeys(encode_JP * scale_P, decode_JP / scale_P, lost)
@@ -206,7 +207,7 @@ def merge_keys(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> 
 
 def _weighted_moments(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> Tensor:
     members = list(group)
-    weight_PJ = energy_JP[members].double().clamp(min=1e-30).sqrt().T
+    weight_PJ = square_root(energy_JP[members].double().clamp(min=1e-30)).T
     return moments_PJJ[:, members][:, :, members] * weight_PJ[:, :, None] * weight_PJ[:, None, :]
 
 

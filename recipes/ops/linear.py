@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recipes.ops.roots import square_root
 from vpstore.errors import ShapeMismatch
 
 
@@ -129,7 +130,7 @@ def symmetric_root(matrix_NN: Tensor, *, cutoff: float = 1e-12) -> tuple[Tensor,
     """
     values_N, vectors_NN = torch.linalg.eigh(matrix_NN.double())
     is_used_N = values_N > cutoff * values_N[..., -1:].clamp(min=1e-300)
-    root_N = torch.where(is_used_N, values_N, 0.0).sqrt()
+    root_N = square_root(torch.where(is_used_N, values_N, 0.0))
     inverse_N = torch.where(is_used_N, 1 / root_N.clamp(min=1e-300), 0.0)
     return (vectors_NN * root_N[..., None, :]) @ vectors_NN.mT, (vectors_NN * inverse_N[..., None, :]) @ vectors_NN.mT
 

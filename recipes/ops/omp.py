@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.ops.parallel import over_rows
+from recipes.ops.roots import square_root
 from vpstore.errors import ShapeMismatch
 
 _SLICE = 64  # atoms a slice: a [8192, 64] float32 slice of the Gram matrix is 2 MB
@@ -234,7 +235,7 @@ def _start(targets_BD: Tensor, atoms: int) -> _State:
     squared_B = target_BD.square().sum(1)
     return _State(
         target_BD=target_BD,
-        norm_B=squared_B.sqrt(),
+        norm_B=square_root(squared_B),
         support_BK=torch.full((count, atoms), -1, dtype=torch.int64, device=target_BD.device),
         coefficients_BK=target_BD.new_zeros(count, atoms),
         atoms_BKD=target_BD.new_zeros(count, atoms, width),
@@ -252,7 +253,7 @@ def _extend(state: _State, step: int, chosen_B: Tensor, atoms_ND: Tensor) -> Non
     inverse_BSS = state.inverse_BKK[:, :step, :step]
     along_BS = torch.bmm(inverse_BSS.mT, inner_BS[:, :, None])[:, :, 0]
     score_B = (atom_BD * state.target_BD).sum(1) - (inner_BS * state.coefficients_BK[:, :step]).sum(1)
-    height_B = (atom_BD.square().sum(1) - along_BS.square().sum(1)).clamp(min=1e-300).sqrt()
+    height_B = square_root((atom_BD.square().sum(1) - along_BS.square().sum(1)).clamp(min=1e-300))
     column_BS = -torch.bmm(inverse_BSS, along_BS[:, :, None])[:, :, 0] / height_B[:, None]
     gain_B = torch.where(state.is_open_B, score_B / height_B, 0.0)
     open_B1 = state.is_open_B[:, None]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from recipes.ops.linear import RidgeSums, ruled_signs, solve_ridge
+from recipes.ops.roots import square_root
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def low_rank_factors(
     covariance = features.T @ features / features.shape[0]
     target = target_TNd.double()
     energy_N = target.square().sum(dim=2).mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    scaled_NdD = linear_NdD / energy_N.sqrt()[:, None, None]
+    scaled_NdD = linear_NdD / square_root(energy_N)[:, None, None]
     basis_NR = principal_heads(torch.einsum("ndi,ij,mdj->nm", scaled_NdD, covariance, scaled_NdD), rank)
     b_RdD = torch.einsum("nr,ndj->rdj", basis_NR, scaled_NdD)
-    a_NRD = (basis_NR * energy_N.sqrt()[:, None])[:, :, None] * w_D.double()
+    a_NRD = (basis_NR * square_root(energy_N)[:, None])[:, :, None] * w_D.double()
     free = Factors(a_NRD, b_RdD, torch.zeros_like(target[0]))
     return Factors(a_NRD, b_RdD, (target - compose(free, x_TD)).mean(dim=0))
 

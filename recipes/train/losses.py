@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
+from recipes.ops.roots import binary_log
 from vpstore.errors import RecipeRefused, ShapeMismatch
 
 VALID_VOCAB = 200019  # o200k's ids and its named control tokens; the reserved ids above can never be a label
@@ -191,7 +192,7 @@ def _normaliser(scaled_CH: Tensor, head_VH: Tensor, *, with_best: bool) -> tuple
         share_C = scores_CB.sub_(higher_C[:, None]).exp2_().sum(1)
         total_C = total_C * torch.exp2(top_C - higher_C) + share_C
         top_C = higher_C
-    return top_C + torch.log2(total_C), best_C
+    return top_C + binary_log(total_C), best_C
 
 
 def _blocks(scaled_CH: Tensor, head_VH: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from recipes.names import EMBEDDING, HEAD, LOG_FREQ
+from recipes.ops.roots import square_root
 from recipes.params.training import OptimizerParams
 from vpstore.errors import RecipeRefused
 
@@ -160,7 +161,7 @@ class Optimizer:
         for weight, gradient, mean, square in zip(*(_pieces(tensor) for tensor in flat), strict=True):
             mean.lerp_(gradient, 1.0 - s.adam_beta1)
             square.mul_(s.adam_beta2).addcmul_(gradient, gradient, value=1.0 - s.adam_beta2)
-            divisor = square.sqrt().div_(root).add_(s.adam_epsilon)
+            divisor = square_root(square).div_(root).add_(s.adam_epsilon)
             if decay:
                 weight.mul_(1.0 - rate * decay)
             weight.addcdiv_(mean, divisor, value=-size)
@@ -209,7 +210,7 @@ def row_normalised(update_MRK: Tensor, second_MR1: Tensor, *, beta: float) -> Te
     """
     norm = update_MRK.norm(dim=(-2, -1), keepdim=True)
     second_MR1.lerp_(update_MRK.square().mean(-1, keepdim=True), 1.0 - beta)
-    scaled = update_MRK / (second_MR1.sqrt() + _ROW_EPSILON)
+    scaled = update_MRK / (square_root(second_MR1) + _ROW_EPSILON)
     result: Tensor = scaled * (norm / (scaled.norm(dim=(-2, -1), keepdim=True) + _ROW_EPSILON))
     return result
 

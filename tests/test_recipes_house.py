@@ -97,6 +97,15 @@ def test_params_hold_values_and_compute_nothing(name: str) -> None:
             assert any("validator" in d for d in decorators), f"{name}: {getattr(node, 'name', 'lambda')}"
 
 
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_device_is_chosen_and_not_detected(name: str) -> None:
+    """A recipe that took what it found would give other bytes on another machine, under a record that says CPU."""
+    asked = {"is_available", "device_count", "current_device", "is_built", "current_accelerator"}
+    tree = ast.parse(MODULES[name].read_bytes())
+    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert name == "recipes.runtime" or not found & asked
+
+
 def test_a_key_is_known_without_torch() -> None:
     code = "import sys, recipes.run, recipes.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -74,10 +74,6 @@ class TensorReader:
         """The whole tensor, on the CPU, in its stored dtype."""
         return cast(Tensor, self._handle(name).get_tensor(name))
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop of the first dimension."""
-        return cast(Tensor, self._handle(name).get_slice(name)[start:stop])
-
     def _handle(self, name: str) -> Any:
         if name not in self._shards:
             raise RecipeRefused(

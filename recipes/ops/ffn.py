@@ -44,12 +44,6 @@ def pair_rows(gate_NH: Tensor, up_NH: Tensor, scale_N: Tensor) -> Tensor:
     return torch.cat([gate_NH + shifted_NH, gate_NH - shifted_NH])
 
 
-def pair_output(down_HN: Tensor, scale_N: Tensor) -> Tensor:
-    """Output columns of the pairs in closed form: down / (4 s) and its negative, [H, 2 N]."""
-    column_HN = down_HN / (4 * scale_N)
-    return torch.cat([column_HN, -column_HN], dim=1)
-
-
 def pair_scales(gate_std_N: Tensor, up_std_N: Tensor, *, share: float) -> Tensor:
     """Scale s = share * std(g) / std(u): small enough for |s u| <= g, large enough against rounding."""
     return share * gate_std_N / up_std_N.clamp(min=1e-12)

@@ -76,22 +76,6 @@ def fuse_qkv(q_QDX: Tensor, k_GDX: Tensor, v_GDX: Tensor) -> Tensor:
     return torch.cat([grouped, k_GDX[:, None], v_GDX[:, None]], dim=1).flatten(0, 2)
 
 
-def split_qkv(fused_NX: Tensor, *, queries: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `fuse_qkv` put together: q [Q, D, X], k [G, D, X], v [G, D, X].
-
-    Raises:  ShapeMismatch: rows that do not divide.
-    """
-    slots = queries // groups + 2
-    if queries % groups or len(fused_NX) % (groups * slots):
-        raise ShapeMismatch(
-            "a fused matrix does not divide into heads",
-            expected=f"a multiple of {groups * slots} rows",
-            found=f"{len(fused_NX)} rows",
-        )
-    parts = torch.unflatten(fused_NX, 0, (groups, slots, -1))
-    return parts[:, :-2].flatten(0, 1), parts[:, -2], parts[:, -1]
-
-
 def mean_heads(weight_NH: Tensor, *, heads: int, keep: int) -> Tensor:
     """Average neighbouring heads so that `heads` become `keep`; float64 [keep, D, H].
 

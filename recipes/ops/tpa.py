@@ -136,12 +136,6 @@ def direction_weights(target_TNd: Tensor) -> Tensor:
     return torch.where(energy_TN > 0, 1.0 / energy_TN.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
-def weighted_error(factors: Factors, x_TD: Tensor, target_TNd: Tensor, weight_TN: Tensor) -> float:
-    """Mean over tokens and heads of weight * |target - composed|^2."""
-    left = target_TNd.double() - compose(factors, x_TD)
-    return float((left.square().sum(dim=2) * weight_TN).mean())
-
-
 def sweep(factors: Factors, x_TD: Tensor, target_TNd: Tensor, weight_TN: Tensor, *, ridge: float) -> Factors:
     """One round of alternating least squares: B and the bias with A fixed, then A with those fixed.
 

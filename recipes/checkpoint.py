@@ -26,7 +26,8 @@ from recipes.model.donor import Donor
 from recipes.model.precision import KeepsFloat32
 from recipes.model.transformer import Student
 from recipes.names import EMBEDDING, HEAD
-from recipes.recipe import Dtype, InputArtifact, PlannedFile, PlannedTensor, copy_file
+from recipes.planned import Dtype, PlannedTensor
+from recipes.recipe import InputArtifact, PlannedFile, copy_file
 from recipes.tensors import TensorReader
 from vpstore.errors import RecipeRefused, ShapeMismatch
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes import config, runtime
-from recipes.recipe import Context, InputArtifact, Plan, PlannedFile, PlannedTensor, Progress, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, InputArtifact, Plan, PlannedFile, Progress, Report, json_file
 from vpstore.errors import GateMissed, RecipeRefused, UsageError, VpstoreError
 
 if TYPE_CHECKING:
@@ -168,8 +169,7 @@ def _workers() -> int:
 
 
 def _in_processes(job: Job, shares: Sequence[Sequence[str]]) -> Iterator[int]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(shares), spawn, initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn"), initializer=_leave_with_parent) as pool:
         try:
             for done in as_completed([pool.submit(compute_share, job, share) for share in shares]):
                 yield done.result()

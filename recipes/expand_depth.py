@@ -25,7 +25,8 @@ from recipes.names import layer_tensor, split_layer
 from recipes.ops.compare import largest_difference
 from recipes.ops.depth import depth_map, inserted_layers, require_valid_map, source_layers
 from recipes.params.expand_depth import Params
-from recipes.recipe import Context, Gate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Plan, Report, json_file
 from recipes.tensors import TORCH_DTYPES, TensorReader, kept, planned
 from vpstore.errors import RecipeRefused
 

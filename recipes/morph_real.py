@@ -32,7 +32,8 @@ from recipes.model.morph import Fit
 from recipes.model.morph_walk import FIGURE, Knobs, Modes, Rowset, Walk, layer_tensors, step_name, steps
 from recipes.names import HEAD, LOG_FREQ, layer_tensor, split_layer
 from recipes.params.morph_real import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
 from recipes.tensors import DTYPE_NAMES, TensorReader, kept, planned, read_safetensors
 from recipes.train.losses import score_tokens
 from vpstore.errors import RecipeRefused

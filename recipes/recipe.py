@@ -16,20 +16,18 @@ Example:
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from recipes.planned import PlannedTensor
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recipes.tensors import TensorReader
-
-# The dtypes that are ever written, under the names safetensors gives them.
-Dtype = Literal["BF16", "F16", "F32", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,6 @@ class Context:
     scratch: Path
     progress: Progress = _silent
     intermediates: Mapping[str, Path] = field(default_factory=dict)  # name -> safetensors file
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor that will exist: its shape and dtype are promises, held before and after it is computed."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    compute: Callable[[], Tensor]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}.get(self.dtype, 1)
-        return width * math.prod(self.shape)
 
 
 @dataclass(frozen=True)

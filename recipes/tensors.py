@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recipes.names import INDEX_FILE, shard_of
-from recipes.recipe import Dtype, PlannedTensor
+from recipes.planned import Dtype, PlannedTensor
 from vpstore.errors import RecipeRefused
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {

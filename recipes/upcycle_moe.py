@@ -32,7 +32,8 @@ from recipes.ops.compare import largest_difference, relative_difference
 from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale
 from recipes.ops.router import Spread, router_rows, spread, without_direction
 from recipes.params.upcycle_moe import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
 from vpstore.errors import RecipeRefused
 
@@ -85,11 +86,8 @@ def plan(context: Context) -> Plan:
         if params.model.is_moe(number):
             tensors += _LayerPlan(context, reader, moe, number).tensors()
     require_shapes(tensors, params.model)
-    files = [
-        json_file("config.json", student_config_json(params.model)),
-        *tokenizer_files(context.inputs["tokenizer"]),
-    ]
-    return Plan(tensors, files)
+    config = json_file("config.json", student_config_json(params.model))
+    return Plan(tensors, [config, *tokenizer_files(context.inputs["tokenizer"])])
 
 
 def _parent_config(context: Context) -> StudentConfig:

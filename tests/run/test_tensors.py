@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from recipes.names import layer_tensor, shard_of, split_layer
-from recipes.recipe import PlannedTensor
+from recipes.planned import PlannedTensor
 from recipes.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,

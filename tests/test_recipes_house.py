@@ -16,7 +16,6 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "recipes").rglob("*.py"))
 }
-FRAME = {"config", "execute", "names", "recipe", "run", "runtime", "tensors", "checkpoint"}
 RECIPES = {
     name
     for name in MODULES
@@ -109,9 +108,3 @@ def test_the_device_is_chosen_and_not_detected(name: str) -> None:
 def test_a_key_is_known_without_torch() -> None:
     code = "import sys, recipes.run, recipes.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-@pytest.mark.parametrize("folder", ["vpstore", "recipes"])
-def test_files_stay_readable(folder: str) -> None:
-    long = {p.name: n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
-    assert not long

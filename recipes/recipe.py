@@ -1,8 +1,8 @@
 """The contract between a recipe and whoever runs it.
 
 Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor
-is known before one is computed) or `run` (training: one piece), and optionally `intermediates` and `check`. It reads
-its inputs, returns values, and touches neither the store nor a clock.
+is known before one is computed), and then optionally `intermediates` and `check`, or with `run` (training: one piece).
+It reads its inputs, returns values, and touches neither the store nor a clock.
 
 Invariants: no torch at import time, so that the key of a build can be known without it; nothing here decides bytes by
 host, time or path.
@@ -173,21 +173,21 @@ class RunResult:
     report: Report = field(default_factory=Report)
 
 
-class Recipe(Protocol):
-    """A recipe module: `plan` or `run`, never both.
+def _no_intermediates(context: Context) -> Sequence[Intermediate]:
+    return ()
 
-    plan(context) -> Plan · run(context) -> RunResult · intermediates(context) -> Sequence[Intermediate]
-    check(context, staged: TensorReader) -> Report: gates over a plan's staged shards, before publishing.
-    """
 
-    def plan(self, context: Context) -> Plan:
-        """Name every tensor and file."""
+@dataclass(frozen=True)
+class PlanRecipe:
+    """A surgery recipe: every tensor and file is named before one is computed."""
 
-    def run(self, context: Context) -> RunResult:
-        """Train, and return the result."""
+    plan: Callable[[Context], Plan]
+    intermediates: Callable[[Context], Sequence[Intermediate]] = _no_intermediates  # shared by many tensors, in order
+    check: Callable[[Context, TensorReader], Report] | None = None  # gates over the staged shards, before publishing
 
-    def intermediates(self, context: Context) -> Sequence[Intermediate]:
-        """Name the shared results."""
 
-    def check(self, context: Context, staged: TensorReader) -> Report:
-        """Hold the staged result against the gates."""
+@dataclass(frozen=True)
+class RunRecipe:
+    """A training recipe: one piece, with its report and its gates in the result."""
+
+    run: Callable[[Context], RunResult]

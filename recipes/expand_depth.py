@@ -20,7 +20,7 @@ import torch
 from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import StudentConfig
-from recipes.model.layerwise import Layerwise, Rows
+from recipes.model.layerwise import Layerwise, Rows, rows_of
 from recipes.names import layer_tensor, split_layer
 from recipes.ops.compare import largest_difference
 from recipes.ops.depth import depth_map, inserted_layers, require_valid_map, source_layers
@@ -122,5 +122,4 @@ def check(context: Context, staged: TensorReader) -> Report:
 def _held_out(context: Context, params: Params) -> list[Rows]:
     dataset = AlignedDataset(context.inputs["data"].path, "valid")
     length = min(params.check_tokens, params.model.max_sequence)
-    batches = calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens)
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
+    return rows_of(calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens))

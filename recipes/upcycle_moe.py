@@ -25,7 +25,7 @@ from torch import Tensor
 from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import MoeConfig, StudentConfig
-from recipes.model.layerwise import Layerwise, Row, Rows
+from recipes.model.layerwise import Layerwise, Row, Rows, rows_of
 from recipes.model.transformer import Layer
 from recipes.names import layer_tensor, split_layer
 from recipes.ops.compare import largest_difference, relative_difference
@@ -272,8 +272,7 @@ def _calibration(context: Context) -> list[Rows]:
 def _rows(context: Context, split: Literal["train", "valid"], *, tokens: int, length: int) -> list[Rows]:
     limit = min(length, context.params.model.max_sequence)
     dataset = AlignedDataset(context.inputs["data"].path, split)
-    batches = calibration_batches(dataset, sequence_length=limit, tokens=tokens)
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
+    return rows_of(calibration_batches(dataset, sequence_length=limit, tokens=tokens))
 
 
 def _router_counts(streams: Sequence[Row]) -> dict[int, Tensor]:

@@ -28,8 +28,7 @@ from recipes.checkpoint import (
     expected_tensors,
     parse_donor_config,
     require_shapes,
-    student_config_json,
-    tokenizer_files,
+    student_files,
 )
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches
 from recipes.model.config import DonorConfig
@@ -40,7 +39,7 @@ from recipes.model.layerwise import Layerwise, rows_of
 from recipes.model.walk import Rowset, figures_in
 from recipes.names import split_layer
 from recipes.params.convert_dense import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
 from vpstore.errors import RecipeRefused
 
@@ -83,8 +82,7 @@ def plan(context: Context) -> Plan:
         else:
             tensors.append(planned(name, shape, dtype, partial(_stored, context, *place)))
     require_shapes(tensors, params.model)
-    files = [json_file("config.json", student_config_json(params.model)), *tokenizer_files(context.inputs["tokenizer"])]
-    return Plan(tensors, files, _figures(context))
+    return Plan(tensors, student_files(params.model, context.inputs["tokenizer"]), _figures(context))
 
 
 def check(context: Context, staged: TensorReader) -> Report:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.job import Job
 from recipes.planned import PlannedTensor
-from recipes.recipe import Plan, PlannedFile, PlanRecipe, Progress, Report, RunRecipe, json_file
-from vpstore.errors import GateMissed, RecipeRefused, UsageError, VpstoreError
+from recipes.recipe import Plan, PlannedFile, PlanRecipe, Progress, Report, RunRecipe, json_file, refuse_missed
+from vpstore.errors import RecipeRefused, UsageError, VpstoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
         from recipes.tensors import TensorReader
 
         report = _joined(report, recipe.check(job.context(progress), TensorReader(writer.directory)))
-    refuse_missed(job.entry, report)
+    refuse_missed(report.gates, where=job.entry)
     reports = report_files(report)
     _refuse_twice([*made, *(file.name for file in reports)])
     return Made({**made, **write_files(job.scratch / "files", reports)}, job.intermediates, report)
@@ -247,22 +247,6 @@ def _report_file(name: str, value: Any) -> PlannedFile:
             found=str(error),
             next_step="look for NaN or infinity in what the recipe measured; nothing was published",
         ) from error
-
-
-def refuse_missed(entry: str, report: Report) -> None:
-    """Raise if a gate is on the wrong side of its threshold.
-
-    Raises:  GateMissed: every missed gate with its figure.
-    """
-    missed = [gate for gate in report.gates if gate.verdict == "missed"]
-    if missed:
-        raise GateMissed(
-            f"{len(missed)} of {len(report.gates)} gates missed: nothing was published",
-            where=entry,
-            expected="; ".join(f"{g.name} {g.relation} {g.threshold:g}" for g in missed),
-            found="; ".join(f"{g.name} = {g.value:g}" for g in missed),
-            next_step="change the config or the parent and build again; the state is kept in the scratch folder",
-        )
 
 
 def _joined(first: Report, second: Report) -> Report:

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import StudentConfig
 from recipes.model.layerwise import Layerwise, Rows, rows_of
@@ -50,12 +50,8 @@ def plan(context: Context) -> Plan:
     for layer, source in enumerate(sources, start=1):
         tensors += _layer(reader, layer, source, fresh=params.inserted_value_residual if layer in inserted else None)
     require_shapes(tensors, params.model)
-    files = [
-        json_file("config.json", student_config_json(params.model)),
-        json_file("expansion.json", {"map": list(places), "inserted": list(inserted)}),
-        *tokenizer_files(context.inputs["tokenizer"]),
-    ]
-    return Plan(tensors, files)
+    expansion = json_file("expansion.json", {"map": list(places), "inserted": list(inserted)})
+    return Plan(tensors, [expansion, *student_files(params.model, context.inputs["tokenizer"])])
 
 
 def _parent_config(context: Context) -> StudentConfig:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches
 from recipes.model.config import StudentConfig
 from recipes.model.grape import initial_log_freq
@@ -34,7 +34,7 @@ from recipes.model.walk import Rowset, figures_in, with_figures
 from recipes.names import HEAD, LOG_FREQ, layer_tensor, split_layer
 from recipes.params.morph_real import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import DTYPE_NAMES, TensorReader, kept, planned, read_safetensors
 from recipes.train.losses import score_tokens
 from vpstore.errors import RecipeRefused
@@ -125,8 +125,7 @@ def plan(context: Context) -> Plan:
         for suffix, path in sorted(layer_tensors(number, context.intermediates).items()):
             tensors.append(_fitted(layer_tensor(number, suffix), suffix, path))
     require_shapes(tensors, model)
-    files = [json_file("config.json", student_config_json(model)), *tokenizer_files(context.inputs["tokenizer"])]
-    return Plan(tensors, files, _fit_report(context))
+    return Plan(tensors, student_files(model, context.inputs["tokenizer"]), _fit_report(context))
 
 
 def _is_attention(name: str) -> bool:

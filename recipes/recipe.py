@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from recipes.planned import PlannedTensor
+from vpstore.errors import GateMissed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,6 +145,22 @@ class Gate:
             "==": self.value == self.threshold,
         }
         return "passed" if kept[self.relation] else "missed"
+
+
+def refuse_missed(gates: Sequence[Gate], *, where: str) -> None:
+    """Refuse a result with a gate on the wrong side of its threshold.
+
+    Raises:  GateMissed: every missed gate with its figure.
+    """
+    missed = [gate for gate in gates if gate.verdict == "missed"]
+    if missed:
+        raise GateMissed(
+            f"{len(missed)} of {len(gates)} gates missed: nothing was published",
+            where=where,
+            expected="; ".join(f"{gate.name} {gate.relation} {gate.threshold:g}" for gate in missed),
+            found="; ".join(f"{gate.name} = {gate.value:g}" for gate in missed),
+            next_step="change the config or the parent and build again; the state is kept in the scratch folder",
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.layerwise import Layerwise, Row, Rows, rows_of
@@ -33,7 +33,7 @@ from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale
 from recipes.ops.router import Spread, router_rows, spread, without_direction
 from recipes.params.upcycle_moe import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
 from vpstore.errors import RecipeRefused
 
@@ -86,8 +86,7 @@ def plan(context: Context) -> Plan:
         if params.model.is_moe(number):
             tensors += _LayerPlan(context, reader, moe, number).tensors()
     require_shapes(tensors, params.model)
-    config = json_file("config.json", student_config_json(params.model))
-    return Plan(tensors, [config, *tokenizer_files(context.inputs["tokenizer"])])
+    return Plan(tensors, student_files(params.model, context.inputs["tokenizer"]))
 
 
 def _parent_config(context: Context) -> StudentConfig:

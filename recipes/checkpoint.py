@@ -26,7 +26,8 @@ from recipes.model.donor import Donor
 from recipes.model.precision import KeepsFloat32
 from recipes.model.transformer import Student
 from recipes.names import EMBEDDING, HEAD
-from recipes.recipe import Dtype, InputArtifact, PlannedFile, PlannedTensor, copy_file
+from recipes.planned import Dtype, PlannedTensor
+from recipes.recipe import InputArtifact, PlannedFile, copy_file, json_file
 from recipes.tensors import TensorReader
 from vpstore.errors import RecipeRefused, ShapeMismatch
 
@@ -271,6 +272,14 @@ def _validated(kind: type[_Config], fields: Mapping[str, Any]) -> _Config:
         raise RecipeRefused(
             "config.json holds values that make no model", where="config.json", found=_listed(faults)
         ) from error
+
+
+def student_files(config: StudentConfig, tokenizer: InputArtifact) -> list[PlannedFile]:
+    """What stands beside a student's weights: config.json, and the tokenizer's files.
+
+    Raises:  RecipeRefused: as for `tokenizer_files`.
+    """
+    return [json_file("config.json", student_config_json(config)), *tokenizer_files(tokenizer)]
 
 
 def tokenizer_files(tokenizer: InputArtifact) -> list[PlannedFile]:

@@ -28,18 +28,18 @@ from recipes.checkpoint import (
     expected_tensors,
     parse_donor_config,
     require_shapes,
-    student_config_json,
-    tokenizer_files,
+    student_files,
 )
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches
 from recipes.model.config import DonorConfig
 from recipes.model.convert_ffn import FfnSetting
 from recipes.model.convert_loss import mean_loss, unigram_loss
-from recipes.model.convert_walk import FIGURE, Knobs, Rowset, Walk, step_name
-from recipes.model.layerwise import Layerwise
+from recipes.model.convert_walk import Knobs, Walk, step_name
+from recipes.model.layerwise import Layerwise, rows_of
+from recipes.model.walk import Rowset, figures_in
 from recipes.names import split_layer
 from recipes.params.convert_dense import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
 from vpstore.errors import RecipeRefused
 
@@ -82,11 +82,7 @@ def plan(context: Context) -> Plan:
         else:
             tensors.append(planned(name, shape, dtype, partial(_stored, context, *place)))
     require_shapes(tensors, params.model)
-    files = [
-        json_file("config.json", student_config_json(params.model)),
-        *tokenizer_files(context.inputs["tokenizer"]),
-    ]
-    return Plan(tensors, files, _figures(context))
+    return Plan(tensors, student_files(params.model, context.inputs["tokenizer"]), _figures(context))
 
 
 def check(context: Context, staged: TensorReader) -> Report:
@@ -94,7 +90,7 @@ def check(context: Context, staged: TensorReader) -> Report:
     params: Params = context.params
     batches = _batches(context, "valid", params.probe_tokens)
     student = Layerwise(staged, params.model)
-    hidden = [row.x_BTH for row in student.hidden([(b.ids_BT, b.documents_BT) for b in batches])]
+    hidden = [row.x_BTH for row in student.hidden(rows_of(batches))]
     loss = mean_loss(hidden, student.head(), batches)
     unigram = unigram_loss(_batches(context, "train", params.calibration_tokens), batches, params.model.vocab_size)
     metrics = {"held_out_loss": loss, "unigram_loss": unigram, "uniform_loss": math.log(params.model.vocab_size)}
@@ -161,8 +157,8 @@ def _batches(context: Context, split: str, tokens: int) -> list[Batch]:
 def _rows(context: Context) -> Rowset:
     params: Params = context.params
     return Rowset(
-        fit=_batches(context, "train", params.calibration_tokens),
-        probe=_batches(context, "valid", params.probe_tokens),
+        fit=rows_of(_batches(context, "train", params.calibration_tokens)),
+        probe=rows_of(_batches(context, "valid", params.probe_tokens)),
     )
 
 
@@ -172,11 +168,8 @@ def _stored(context: Context, number: int, suffix: str) -> Tensor:
 
 def _figures(context: Context) -> Report:
     """What the steps have measured, one row a layer."""
-    rows: list[dict[str, float]] = []
-    for number in range(1, context.params.model.num_layers + 1):
-        stored = read_safetensors(context.intermediates[step_name(number)])
-        figures = {key.removeprefix(FIGURE): float(v) for key, v in stored.items() if key.startswith(FIGURE)}
-        rows.append({"layer": number, **figures})
-    stream = float(read_safetensors(context.intermediates[STREAM])[FIGURE + "stream_r2"])
+    files = context.intermediates
+    numbers = range(1, context.params.model.num_layers + 1)
+    rows: list[dict[str, float]] = [{"layer": n, **figures_in(files[step_name(n)])} for n in numbers]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("attention_r2", "ffn_r2")}
-    return Report({"held_out": {**means, "stream_r2": stream}}, plots={"layers": rows})
+    return Report({"held_out": {**means, **figures_in(files[STREAM])}}, plots={"layers": rows})

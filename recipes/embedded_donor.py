@@ -6,8 +6,8 @@ the chain, which imports the finished files; `tools/train_embedded_donor.py` run
 Legend: B rows, T tokens, N = B x T.
 
 Invariants: documents that the split rule holds out are never trained on; bits per byte are measured on the weights as
-they are written, rounded to bfloat16, in float32; on a CPU the same params, sources and thread count give the same
-bytes.
+they are written, rounded to bfloat16, in float32; the device is chosen, never detected; on a CPU the same params,
+sources and thread count give the same bytes.
 
 Example:
     result = run(Context(params, inputs={}, sources={"ranks/qwen.tiktoken": …, "corpus/prose.jsonl": …}, scratch=…))
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recipes import runtime
 from recipes.checkpoint import donor_config_json
 from recipes.data.bpe import json_bytes, load_ranks, tokenizer_json
 from recipes.data.donor_text import EncodedDocument, evaluation_chunks, qwen_encoder, read_corpus, training_rows
@@ -56,7 +57,7 @@ def run(context: Context) -> RunResult:
         held_out_fraction=params.held_out_fraction,
         copies=params.copies,
     )
-    donor = new_donor(params).to("cuda" if torch.cuda.is_available() else "cpu")
+    donor = new_donor(params).to(runtime.device())
     rows = training_rows(corpus, sequence_length=params.sequence_length, sequences=params.sequences, seed=params.seed)
     losses, curve = _train(donor, params, rows, corpus.held_out, context)
     donor.to(torch.bfloat16)

@@ -35,7 +35,7 @@ from recipes.data.rows import PROSE_COLUMNS, JsonLines
 from recipes.data.vocabulary import encode_with, read_vocabulary
 from recipes.model.donor import Donor
 from recipes.model.health import added_counts, health_rows, router_health
-from recipes.model.moe import Routing
+from recipes.model.routing import Routing
 from recipes.model.transformer import Student
 from recipes.params.evaluate import Params
 from recipes.recipe import Context, Gate, InputArtifact, Report, RunResult

@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -21,13 +20,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes import config, runtime
-from recipes.recipe import Context, InputArtifact, Plan, PlannedFile, PlannedTensor, Progress, Report, json_file
-from vpstore.errors import GateMissed, RecipeRefused, UsageError, VpstoreError
+from recipes.job import Job
+from recipes.planned import PlannedTensor
+from recipes.recipe import Plan, PlannedFile, PlanRecipe, Progress, Report, RunRecipe, json_file, refuse_missed
+from vpstore.errors import RecipeRefused, UsageError, VpstoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,30 +35,6 @@ if TYPE_CHECKING:
     from recipes.tensors import ShardWriter
 
 WORKERS_VARIABLE = "VPSTORE_WORKERS"  # processes that compute a plan's tensors; does not decide bytes
-
-
-@dataclass(frozen=True)
-class Job:
-    """One build, as plain values that a worker process can be given."""
-
-    entry: str
-    params: Mapping[str, Any]
-    threads: int
-    inputs: Mapping[str, InputArtifact]
-    sources: Mapping[str, Path]
-    scratch: Path
-    intermediates: Mapping[str, Path] = field(default_factory=dict)
-
-    def context(self, progress: Progress) -> Context:
-        """What the recipe sees."""
-        model = config.params_model(self.entry)
-        params = config.validated(model, self.params, where=self.entry)
-        return Context(params, self.inputs, self.sources, self.scratch, progress, self.intermediates)
-
-    def recipe(self) -> Any:
-        """The recipe's module, imported under fixed numerics."""
-        runtime.fix_numerics(self.threads)
-        return importlib.import_module(self.entry)
 
 
 @dataclass(frozen=True)
@@ -77,21 +53,27 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
     Raises:  RecipeRefused, GateMissed: with the figures; what was computed stays in the scratch folder.
     """
     recipe = job.recipe()
-    if hasattr(recipe, "run"):
+    if isinstance(recipe, RunRecipe):
         result = recipe.run(job.context(progress))
         tensors = [_finished(name, value) for name, value in sorted(result.tensors.items())]
-        made = _stage(job, Plan(tensors, result.files), progress, order)
-        report = result.report
+        plan = Plan(tensors, result.files, result.report)
     else:
         job = replace(job, intermediates=compute_intermediates(recipe, job, progress))
         plan = recipe.plan(job.context(progress))
-        made = _stage(job, plan, progress, order)
-        report = plan.report or Report()
-    if hasattr(recipe, "check"):
+    writer = _laid_out(job, plan)
+    names = [tensor.name for tensor in plan.tensors]
+    if isinstance(recipe, RunRecipe):
+        # What a training has made is at hand and cheap to write; only a plan's tensors are worth finding again.
+        compute(plan, writer, order(names), progress)
+    else:
+        _compute_missing(job, plan, writer, order([name for name in names if not writer.is_done(name)]), progress)
+    made = staged_files(job, plan, writer)
+    report = plan.report or Report()
+    if isinstance(recipe, PlanRecipe) and recipe.check is not None:
         from recipes.tensors import TensorReader
 
-        report = _joined(report, recipe.check(job.context(progress), TensorReader(job.scratch / "shards")))
-    refuse_missed(job.entry, report)
+        report = _joined(report, recipe.check(job.context(progress), TensorReader(writer.directory)))
+    refuse_missed(report.gates, where=job.entry)
     reports = report_files(report)
     _refuse_twice([*made, *(file.name for file in reports)])
     return Made({**made, **write_files(job.scratch / "files", reports)}, job.intermediates, report)
@@ -106,10 +88,8 @@ def _finished(name: str, value: Tensor) -> PlannedTensor:
     return PlannedTensor(name, DTYPE_NAMES[value.dtype], tuple(value.shape), lambda: value)
 
 
-def compute_intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str, Path]:
+def compute_intermediates(recipe: PlanRecipe, job: Job, progress: Progress) -> dict[str, Path]:
     """A recipe's intermediates, in their order; files that an interrupted build left are taken up."""
-    if not hasattr(recipe, "intermediates"):
-        return {}
     from recipes.tensors import write_safetensors
 
     folder = job.scratch / "intermediates"
@@ -126,37 +106,48 @@ def compute_intermediates(recipe: Any, job: Job, progress: Progress) -> dict[str
     return done
 
 
-def _stage(
-    job: Job, plan: Plan, progress: Progress, order: Callable[[list[str]], list[str]]
-) -> dict[str, tuple[str, Path]]:
+def _laid_out(job: Job, plan: Plan) -> ShardWriter:
+    """Shards of the plan's full size on the disk, once its names and its size are seen to be possible."""
     from recipes.names import INDEX_FILE
     from recipes.tensors import ShardWriter
 
     _refuse_twice([t.name for t in plan.tensors])
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
-    files = [*plan.files, *([json_file(INDEX_FILE, writer.index())] if plan.tensors else [])]
-    _refuse_twice([*writer.shards(), *(f.name for f in files)])
+    _refuse_twice([*writer.shards(), *(f.name for f in plan.files), *([INDEX_FILE] if plan.tensors else [])])
     _refuse_full_disk(job.scratch, writer.size_bytes)
     writer.prepare()
-    # What a training has made is at hand and cheap to write; only a plan's tensors are worth finding again.
-    is_kept = writer.is_done if hasattr(job.recipe(), "plan") else lambda name: False
-    missing = [t.name for t in plan.tensors if not is_kept(t.name)]
-    _compute(job, plan, writer, order(missing), progress)
-    found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
-    return {**found, **write_files(job.scratch / "files", files)}
+    return writer
 
 
-def _compute(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress) -> None:
-    workers, total, kept = min(_workers(), len(names)), len(plan.tensors), len(plan.tensors) - len(names)
-    if workers > 1 and not hasattr(job.recipe(), "run"):
-        for done in _in_processes(job, [list(names[i::workers]) for i in range(workers)]):
-            kept += done
-            progress("tensors", kept, total)
+def _compute_missing(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress) -> None:
+    workers, kept = min(_workers(), len(names)), len(plan.tensors) - len(names)
+    if workers <= 1:
+        compute(plan, writer, names, progress, kept=kept)
         return
-    by_name = {t.name: t for t in plan.tensors}
+    for done in _in_processes(job, [list(names[i::workers]) for i in range(workers)]):
+        kept += done
+        progress("tensors", kept, len(plan.tensors))
+
+
+def compute(plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress, *, kept: int = 0) -> None:
+    """Compute these of a plan's tensors, in this order, in this process.
+
+    Args:    kept: how many were computed before, for the progress.
+    Raises:  RecipeRefused: another tensor than was planned.
+    """
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
     for number, name in enumerate(names):
-        progress("tensors", kept + number, total)
+        progress("tensors", kept + number, kept + len(names))
         writer.write(name, by_name[name].compute())
+
+
+def staged_files(job: Job, plan: Plan, writer: ShardWriter) -> dict[str, tuple[str, Path]]:
+    """The shards, and beside them the plan's files and the index, written now."""
+    from recipes.names import INDEX_FILE
+
+    index = [json_file(INDEX_FILE, writer.index())] if plan.tensors else []
+    found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
+    return {**found, **write_files(job.scratch / "files", [*plan.files, *index])}
 
 
 def _workers() -> int:
@@ -168,8 +159,7 @@ def _workers() -> int:
 
 
 def _in_processes(job: Job, shares: Sequence[Sequence[str]]) -> Iterator[int]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(shares), spawn, initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn"), initializer=_leave_with_parent) as pool:
         try:
             for done in as_completed([pool.submit(compute_share, job, share) for share in shares]):
                 yield done.result()
@@ -193,20 +183,22 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _silent(label: str, done: int, total: int) -> None:
+    """One process of many has nothing to tell: the parent counts for all."""
+
+
 def compute_share(job: Job, names: Sequence[str]) -> int:
     """Compute some of a plan's tensors into the shards of the scratch folder: the work of one process.
 
     Returns: how many were computed.
     Raises:  RecipeRefused: as for the whole plan.
     """
-    recipe = job.recipe()
     from recipes.tensors import ShardWriter
 
-    plan: Plan = recipe.plan(job.context(lambda label, done, total: None))
-    writer = ShardWriter(job.scratch / "shards", plan.tensors)
-    by_name = {t.name: t for t in plan.tensors}
-    for name in names:
-        writer.write(name, by_name[name].compute())
+    recipe = job.recipe()
+    assert isinstance(recipe, PlanRecipe)  # nothing else is shared out
+    plan = recipe.plan(job.context(_silent))
+    compute(plan, ShardWriter(job.scratch / "shards", plan.tensors), names, _silent)
     return len(names)
 
 
@@ -255,22 +247,6 @@ def _report_file(name: str, value: Any) -> PlannedFile:
             found=str(error),
             next_step="look for NaN or infinity in what the recipe measured; nothing was published",
         ) from error
-
-
-def refuse_missed(entry: str, report: Report) -> None:
-    """Raise if a gate is on the wrong side of its threshold.
-
-    Raises:  GateMissed: every missed gate with its figure.
-    """
-    missed = [gate for gate in report.gates if gate.verdict == "missed"]
-    if missed:
-        raise GateMissed(
-            f"{len(missed)} of {len(report.gates)} gates missed: nothing was published",
-            where=entry,
-            expected="; ".join(f"{g.name} {g.relation} {g.threshold:g}" for g in missed),
-            found="; ".join(f"{g.name} = {g.value:g}" for g in missed),
-            next_step="change the config or the parent and build again; the state is kept in the scratch folder",
-        )
 
 
 def _joined(first: Report, second: Report) -> Report:

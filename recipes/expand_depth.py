@@ -17,15 +17,16 @@ from functools import partial
 
 import torch
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import StudentConfig
-from recipes.model.layerwise import Layerwise, Rows
+from recipes.model.layerwise import Layerwise, Rows, rows_of
 from recipes.names import layer_tensor, split_layer
 from recipes.ops.compare import largest_difference
 from recipes.ops.depth import depth_map, inserted_layers, require_valid_map, source_layers
 from recipes.params.expand_depth import Params
-from recipes.recipe import Context, Gate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Plan, Report, json_file
 from recipes.tensors import TORCH_DTYPES, TensorReader, kept, planned
 from vpstore.errors import RecipeRefused
 
@@ -49,12 +50,8 @@ def plan(context: Context) -> Plan:
     for layer, source in enumerate(sources, start=1):
         tensors += _layer(reader, layer, source, fresh=params.inserted_value_residual if layer in inserted else None)
     require_shapes(tensors, params.model)
-    files = [
-        json_file("config.json", student_config_json(params.model)),
-        json_file("expansion.json", {"map": list(places), "inserted": list(inserted)}),
-        *tokenizer_files(context.inputs["tokenizer"]),
-    ]
-    return Plan(tensors, files)
+    expansion = json_file("expansion.json", {"map": list(places), "inserted": list(inserted)})
+    return Plan(tensors, [expansion, *student_files(params.model, context.inputs["tokenizer"])])
 
 
 def _parent_config(context: Context) -> StudentConfig:
@@ -121,5 +118,4 @@ def check(context: Context, staged: TensorReader) -> Report:
 def _held_out(context: Context, params: Params) -> list[Rows]:
     dataset = AlignedDataset(context.inputs["data"].path, "valid")
     length = min(params.check_tokens, params.model.max_sequence)
-    batches = calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens)
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
+    return rows_of(calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens))

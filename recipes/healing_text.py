@@ -31,7 +31,8 @@ from recipes.data.dataset_manifest import MANIFEST, described
 from recipes.data.encodings import O200K_HARMONY
 from recipes.data.harmony import EOD, HarmonyTokenizer
 from recipes.data.megatron_dataset import IndexedDatasetWriter
-from recipes.data.rows import ENDINGS, PROSE_COLUMNS, Columns, JsonLines, open_rows, row_format, seekable
+from recipes.data.row_reader import Columns
+from recipes.data.rows import ENDINGS, PROSE_COLUMNS, JsonLines, open_rows, row_format, seekable
 from recipes.data.synth import SYNTH_COLUMNS, exchange_of
 from recipes.data.text import clean_text
 from recipes.data.workers import Workers

@@ -23,16 +23,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches
 from recipes.model.config import StudentConfig
 from recipes.model.grape import initial_log_freq
-from recipes.model.layerwise import Layerwise, Rows
+from recipes.model.layerwise import Layerwise, rows_of
 from recipes.model.morph import Fit
-from recipes.model.morph_walk import FIGURE, Knobs, Modes, Rowset, Walk, layer_tensors, step_name, steps
+from recipes.model.morph_walk import Knobs, Modes, Walk, layer_tensors, step_name, steps
+from recipes.model.walk import Rowset, figures_in, with_figures
 from recipes.names import HEAD, LOG_FREQ, layer_tensor, split_layer
 from recipes.params.morph_real import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import DTYPE_NAMES, TensorReader, kept, planned, read_safetensors
 from recipes.train.losses import score_tokens
 from vpstore.errors import RecipeRefused
@@ -74,8 +76,8 @@ def _require_same_but_attention(parent: StudentConfig, model: StudentConfig) -> 
 def _walk(context: Context, parent: StudentConfig) -> Walk:
     params: Params = context.params
     rows = Rowset(
-        fit=_rows(_batches(context, "train", params.calibration_tokens)),
-        probe=_rows(_batches(context, "valid", params.probe_tokens)),
+        fit=rows_of(_batches(context, "train", params.calibration_tokens)),
+        probe=rows_of(_batches(context, "valid", params.probe_tokens)),
     )
     fit = Fit(ridge=params.ridge, query_sweeps=params.query_sweeps, plane_floor=params.plane_floor)
     reader = context.inputs["parent"].tensors()
@@ -89,10 +91,6 @@ def _batches(context: Context, split: Literal["train", "valid"], tokens: int) ->
     return calibration_batches(dataset, sequence_length=length, tokens=tokens)
 
 
-def _rows(batches: Sequence[Batch]) -> list[Rows]:
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
-
-
 def _losses(context: Context, walk: Walk, done: Mapping[str, Path]) -> dict[str, Tensor]:
     """Held-out loss of the parent, and of the model whose local layers are rebuilt."""
     params: Params = context.params
@@ -100,7 +98,7 @@ def _losses(context: Context, walk: Walk, done: Mapping[str, Path]) -> dict[str,
     head_VH = context.inputs["parent"].tensors().read(HEAD)
     old, new = walk.endings("local", done)
     losses = {"compat": _mean_loss(old, head_VH, batches), "after_local": _mean_loss(new, head_VH, batches)}
-    return {FIGURE + name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}
+    return with_figures({}, losses)
 
 
 def _mean_loss(hidden: Sequence[Tensor], head_VH: Tensor, batches: Sequence[Batch]) -> float:
@@ -127,8 +125,7 @@ def plan(context: Context) -> Plan:
         for suffix, path in sorted(layer_tensors(number, context.intermediates).items()):
             tensors.append(_fitted(layer_tensor(number, suffix), suffix, path))
     require_shapes(tensors, model)
-    files = [json_file("config.json", student_config_json(model)), *tokenizer_files(context.inputs["tokenizer"])]
-    return Plan(tensors, files, _fit_report(context))
+    return Plan(tensors, student_files(model, context.inputs["tokenizer"]), _fit_report(context))
 
 
 def _is_attention(name: str) -> bool:
@@ -141,20 +138,12 @@ def _fitted(name: str, suffix: str, path: Path) -> PlannedTensor:
     return planned(name, tuple(value.shape), DTYPE_NAMES[value.dtype], lambda: read_safetensors(path)[suffix])
 
 
-def _figures(path: Path) -> dict[str, float]:
-    return {
-        name.removeprefix(FIGURE): float(value)
-        for name, value in read_safetensors(path).items()
-        if name.startswith(FIGURE)
-    }
-
-
 def _fit_report(context: Context) -> Report:
     """The table of layers, the losses after each walk, and the gate on keys that change sign."""
     params: Params = context.params
     files = context.intermediates
     rows: list[dict[str, Any]] = [
-        {"phase": phase, "layer": number, **_figures(files[step_name(phase, number)])}
+        {"phase": phase, "layer": number, **figures_in(files[step_name(phase, number)])}
         for phase, number in steps(params.model)
     ]
     flipped = max(row["flipped_share"] for row in rows if "flipped_share" in row)
@@ -168,8 +157,8 @@ def check(context: Context, staged: TensorReader) -> Report:
     params: Params = context.params
     batches = _batches(context, "valid", params.probe_tokens)
     model = Layerwise(staged, params.model)
-    hidden = [row.x_BTH for row in model.hidden(_rows(batches))]
-    losses = {**_figures(context.intermediates[LOSSES]), "real": _mean_loss(hidden, model.head(), batches)}
+    hidden = [row.x_BTH for row in model.hidden(rows_of(batches))]
+    losses = {**figures_in(context.intermediates[LOSSES]), "real": _mean_loss(hidden, model.head(), batches)}
     increase = losses["real"] - losses["compat"]
     gate = Gate("held_out_loss_increase", increase, "<=", params.max_loss_increase)
     return Report({"held_out_loss": losses}, [gate])

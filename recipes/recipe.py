@@ -1,8 +1,8 @@
 """The contract between a recipe and whoever runs it.
 
 Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor
-is known before one is computed) or `run` (training: one piece), and optionally `intermediates` and `check`. It reads
-its inputs, returns values, and touches neither the store nor a clock.
+is known before one is computed), and then optionally `intermediates` and `check`, or with `run` (training: one piece).
+It reads its inputs, returns values, and touches neither the store nor a clock.
 
 Invariants: no torch at import time, so that the key of a build can be known without it; nothing here decides bytes by
 host, time or path.
@@ -16,20 +16,19 @@ Example:
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from recipes.planned import PlannedTensor
+from vpstore.errors import GateMissed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recipes.tensors import TensorReader
-
-# The dtypes that are ever written, under the names safetensors gives them.
-Dtype = Literal["BF16", "F16", "F32", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 
 
 @dataclass(frozen=True)
@@ -77,22 +76,6 @@ class Context:
     scratch: Path
     progress: Progress = _silent
     intermediates: Mapping[str, Path] = field(default_factory=dict)  # name -> safetensors file
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor that will exist: its shape and dtype are promises, held before and after it is computed."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    compute: Callable[[], Tensor]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}.get(self.dtype, 1)
-        return width * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -164,6 +147,22 @@ class Gate:
         return "passed" if kept[self.relation] else "missed"
 
 
+def refuse_missed(gates: Sequence[Gate], *, where: str) -> None:
+    """Refuse a result with a gate on the wrong side of its threshold.
+
+    Raises:  GateMissed: every missed gate with its figure.
+    """
+    missed = [gate for gate in gates if gate.verdict == "missed"]
+    if missed:
+        raise GateMissed(
+            f"{len(missed)} of {len(gates)} gates missed: nothing was published",
+            where=where,
+            expected="; ".join(f"{gate.name} {gate.relation} {gate.threshold:g}" for gate in missed),
+            found="; ".join(f"{gate.name} = {gate.value:g}" for gate in missed),
+            next_step="change the config or the parent and build again; the state is kept in the scratch folder",
+        )
+
+
 @dataclass(frozen=True)
 class Report:
     """What a build says about its result: numbers, gates and curves, all deterministic: no durations."""
@@ -191,21 +190,21 @@ class RunResult:
     report: Report = field(default_factory=Report)
 
 
-class Recipe(Protocol):
-    """A recipe module: `plan` or `run`, never both.
+def _no_intermediates(context: Context) -> Sequence[Intermediate]:
+    return ()
 
-    plan(context) -> Plan · run(context) -> RunResult · intermediates(context) -> Sequence[Intermediate]
-    check(context, staged: TensorReader) -> Report: gates over a plan's staged shards, before publishing.
-    """
 
-    def plan(self, context: Context) -> Plan:
-        """Name every tensor and file."""
+@dataclass(frozen=True)
+class PlanRecipe:
+    """A surgery recipe: every tensor and file is named before one is computed."""
 
-    def run(self, context: Context) -> RunResult:
-        """Train, and return the result."""
+    plan: Callable[[Context], Plan]
+    intermediates: Callable[[Context], Sequence[Intermediate]] = _no_intermediates  # shared by many tensors, in order
+    check: Callable[[Context, TensorReader], Report] | None = None  # gates over the staged shards, before publishing
 
-    def intermediates(self, context: Context) -> Sequence[Intermediate]:
-        """Name the shared results."""
 
-    def check(self, context: Context, staged: TensorReader) -> Report:
-        """Hold the staged result against the gates."""
+@dataclass(frozen=True)
+class RunRecipe:
+    """A training recipe: one piece, with its report and its gates in the result."""
+
+    run: Callable[[Context], RunResult]

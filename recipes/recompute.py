@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.execute import Job, Made, compute_intermediates, write_files
-from recipes.recipe import Plan, Progress, Report, json_file
+from recipes.execute import Made, compute, compute_intermediates, staged_files
+from recipes.job import Job
+from recipes.recipe import PlanRecipe, Progress, Report
 from vpstore.errors import UsageError
 
 
@@ -29,26 +30,20 @@ def recompute(job: Job, names: Sequence[str], *, given: Mapping[str, Path] | Non
     Raises:  UsageError: the recipe is a run, or copies files and has no tensors; RecipeRefused.
     """
     recipe = job.recipe()
-    if not hasattr(recipe, "plan"):
+    if not isinstance(recipe, PlanRecipe):
         raise _whole_only(job, "this recipe runs in one piece: its tensors cannot be computed one by one")
     computed = compute_intermediates(recipe, job, progress) if given is None else {}
     job = replace(job, intermediates=computed if given is None else given)
-    plan: Plan = recipe.plan(job.context(progress))
+    plan = recipe.plan(job.context(progress))
     if not plan.tensors:
         raise _whole_only(job, "this recipe copies files and computes no tensors")
-    from recipes.names import INDEX_FILE
     from recipes.tensors import ShardWriter
 
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
     writer.prepare()
-    by_name = {tensor.name: tensor for tensor in plan.tensors}
-    wanted = [name for name in names if name in by_name]
-    for number, name in enumerate(wanted):
-        progress("tensors", number, len(wanted))
-        writer.write(name, by_name[name].compute())
-    found = {shard: ("application/vnd.safetensors", writer.directory / shard) for shard in writer.shards()}
-    files = write_files(job.scratch / "files", [*plan.files, json_file(INDEX_FILE, writer.index())])
-    return Made({**found, **files}, computed, Report())
+    known = {tensor.name for tensor in plan.tensors}
+    compute(plan, writer, [name for name in names if name in known], progress)
+    return Made(staged_files(job, plan, writer), computed, Report())
 
 
 def _whole_only(job: Job, what: str) -> UsageError:

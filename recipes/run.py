@@ -19,6 +19,7 @@ from typing import Any
 
 from recipes import config, execute, runtime
 from recipes import recompute as again
+from recipes.job import Job
 from recipes.recipe import InputArtifact, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
@@ -31,7 +32,10 @@ from vpstore.schema.ref import StageRef
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
 CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
 # Never in one: they move bytes, or hold values that stand in the key themselves.
-CODE_EXCLUDE = ("recipes.run", "recipes.execute", "recipes.recompute", "recipes.config", "recipes.params", "vpstore")
+CODE_EXCLUDE = (
+    *("recipes.run", "recipes.execute", "recipes.recompute", "recipes.job", "recipes.config", "recipes.params"),
+    "vpstore",
+)
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,12 +118,12 @@ def recompute(
     return _staged(again.recompute(job, selection.names, given=selection.intermediates, progress=progress))
 
 
-def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> execute.Job:
+def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Job:
     params = dict(prepared.params)
     threads = params.pop("runtime")["threads"]
     parents = {role: InputArtifact(role, found.ref, str(found.artifact), found.path) for role, found in inputs.items()}
     sources = {source.role: source.path for source in prepared.sources}
-    return execute.Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
+    return Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
 
 
 def _staged(made: execute.Made) -> Staged:

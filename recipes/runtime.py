@@ -50,6 +50,18 @@ def device() -> str:
     return found
 
 
+def gpus() -> int:
+    """How many GPUs a run uses: all that are here if it was asked to run on them, else none.
+
+    Raises:  UsageError: as for `device`.
+    """
+    if device() == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def fix_numerics(threads: int) -> None:
     """Set the environment, import torch, ask for deterministic algorithms and the intra-op thread count.
 

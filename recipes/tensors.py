@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recipes.names import INDEX_FILE, shard_of
-from recipes.recipe import Dtype, PlannedTensor
+from recipes.planned import Dtype, PlannedTensor
 from vpstore.errors import RecipeRefused
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -73,10 +73,6 @@ class TensorReader:
     def read(self, name: str) -> Tensor:
         """The whole tensor, on the CPU, in its stored dtype."""
         return cast(Tensor, self._handle(name).get_tensor(name))
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop of the first dimension."""
-        return cast(Tensor, self._handle(name).get_slice(name)[start:stop])
 
     def _handle(self, name: str) -> Any:
         if name not in self._shards:

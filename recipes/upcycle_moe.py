@@ -22,17 +22,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recipes.checkpoint import parse_student_config, require_shapes, student_config_json, tokenizer_files
+from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import MoeConfig, StudentConfig
-from recipes.model.layerwise import Layerwise, Row, Rows
+from recipes.model.layerwise import Layerwise, Row, Rows, rows_of
 from recipes.model.transformer import Layer
 from recipes.names import layer_tensor, split_layer
 from recipes.ops.compare import largest_difference, relative_difference
 from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale
 from recipes.ops.router import Spread, router_rows, spread, without_direction
 from recipes.params.upcycle_moe import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
 from vpstore.errors import RecipeRefused
 
@@ -85,11 +86,7 @@ def plan(context: Context) -> Plan:
         if params.model.is_moe(number):
             tensors += _LayerPlan(context, reader, moe, number).tensors()
     require_shapes(tensors, params.model)
-    files = [
-        json_file("config.json", student_config_json(params.model)),
-        *tokenizer_files(context.inputs["tokenizer"]),
-    ]
-    return Plan(tensors, files)
+    return Plan(tensors, student_files(params.model, context.inputs["tokenizer"]))
 
 
 def _parent_config(context: Context) -> StudentConfig:
@@ -274,8 +271,7 @@ def _calibration(context: Context) -> list[Rows]:
 def _rows(context: Context, split: Literal["train", "valid"], *, tokens: int, length: int) -> list[Rows]:
     limit = min(length, context.params.model.max_sequence)
     dataset = AlignedDataset(context.inputs["data"].path, split)
-    batches = calibration_batches(dataset, sequence_length=limit, tokens=tokens)
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
+    return rows_of(calibration_batches(dataset, sequence_length=limit, tokens=tokens))
 
 
 def _router_counts(streams: Sequence[Row]) -> dict[int, Tensor]:

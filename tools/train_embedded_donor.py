@@ -4,7 +4,7 @@
 
 DIR of --corpus holds the JSON-lines files that `tools/build_corpus.py` makes, and `prose.jsonl`, the shipped sample
 that the donor is measured on. Written: config.json, model.safetensors, tokenizer.json, and training.json: params,
-digests of all sources, figures, curves and the machine.
+digests of all sources, figures, curves and the machine. It runs on the CPU unless VPSTORE_DEVICE=cuda asks for a GPU.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def train(params: Params, sources: dict[str, Path], out: Path) -> dict[str, Any]
     import torch
     from safetensors.torch import save_file
 
-    from recipes import embedded_donor
+    from recipes import embedded_donor, runtime
     from recipes.recipe import Context
 
     started = time.time()
@@ -75,7 +75,7 @@ def train(params: Params, sources: dict[str, Path], out: Path) -> dict[str, Any]
         "metrics": dict(result.report.metrics),
         "curves": {name: list(rows) for name, rows in result.report.plots.items()},
         "machine": {
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "device": torch.cuda.get_device_name() if runtime.device() == "cuda" else "CPU",
             "python": platform.python_version(),
             "torch": torch.__version__,
             "safetensors": safetensors.__version__,

@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from recipes.data.rows import START, Columns, Mark, RowReader, bad_row, opened
+from recipes.data.row_reader import START, Columns, Mark, RowReader, bad_row, opened
 from vpstore.errors import RecipeRefused
 
 _BATCH = 512  # rows that are Python objects at one time

@@ -15,66 +15,17 @@ Example:
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any
 
 from recipes.data.compressed import gzip_chunks, lines_of, zstd_chunks
+from recipes.data.row_reader import START, Columns, Mark, RowReader, bad_row, opened
 from vpstore.errors import RecipeRefused
 
-# A column by the names under which it may stand, the one that a row has afterwards first.
-Columns = Sequence[tuple[str, ...]]
 PROSE_COLUMNS: Columns = (("doc_id", "id"), ("text",))  # FineWeb-Edu says id
 MAX_ROW_BYTES = 1 << 26  # of one line: what is longer is no row of text
-
-
-class Mark(NamedTuple):
-    """A row, and where to begin reading for it: a byte for plain JSON lines, a row group for Parquet."""
-
-    row: int  # from 0
-    place: int
-
-
-START = Mark(0, 0)
-
-
-class RowReader(ABC):
-    """One file; use it in a with block."""
-
-    is_seekable = True  # whether reading can begin at every mark, so that several processes can share the file
-
-    def __init__(self, path: Path, columns: Columns, *, name: str = "") -> None:
-        """Open the file.
-
-        Args:    name: what messages call it.
-        Raises:  RecipeRefused: unreadable, or not of its format.
-        """
-        self.path, self.columns, self.name = path, columns, name or path.name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:  # noqa: B027 - a reader that opens the file anew each time has nothing to close
-        """Let go of the file."""
-
-    @abstractmethod
-    def rows(self, start: Mark = START, limit: int | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-        """Number (from 0) and columns of each row, from `start` on, `limit` rows at most.
-
-        Raises:  RecipeRefused: a malformed row or a damaged file, with its place.
-        """
-
-    @abstractmethod
-    def marks(self, every: int) -> list[Mark]:
-        """Where rows 0, every, 2 every, … begin; only the first if the file can be read from its beginning alone.
-
-        Returns: nothing for a file that is known to have no rows.
-        """
 
 
 class JsonLines(RowReader):
@@ -186,23 +137,6 @@ def seekable(reader: RowReader, unpacked: Path) -> JsonLines:
     return JsonLines(unpacked, [(names[0],) for names in reader.columns], name=reader.name)
 
 
-def opened(path: Path, name: str) -> BinaryIO:
-    """The file, open for reading.
-
-    Raises:  RecipeRefused: it cannot be read.
-    """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise RecipeRefused(
-            "a text source cannot be read",
-            where=name,
-            expected="a readable file",
-            found=error.strerror or type(error).__name__,
-            next_step="put the file where its provenance says",
-        ) from error
-
-
 def parse_row(line: bytes, columns: Columns, *, where: str) -> dict[str, str]:
     """The named columns of one JSON object.
 
@@ -227,14 +161,3 @@ def _text(row: dict[str, Any], names: tuple[str, ...], where: str) -> str:
                 return value
             raise bad_row(where, f"a string under {name!r}", type(value).__name__)
     raise bad_row(where, f"a string under {' or '.join(map(repr, names))}", "no such key")
-
-
-def bad_row(where: str, expected: str, found: str) -> RecipeRefused:
-    """The refusal of a malformed row."""
-    return RecipeRefused(
-        "a row of a text source is malformed",
-        where=where,
-        expected=expected,
-        found=found[:200],
-        next_step="restore the file: its provenance names the digest it should have",
-    )

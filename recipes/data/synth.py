@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from recipes.data.conversation import Exchange
 from recipes.data.encodings import O200K_ALIASES, O200K_HARMONY
 from recipes.data.harmony import has_long_blanks
-from recipes.data.rows import Columns
+from recipes.data.row_reader import Columns
 from recipes.data.text import NulPolicy, is_blank, surrogate_at, without_nul
 
 COLUMNS = (

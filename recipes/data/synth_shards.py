@@ -32,7 +32,8 @@ from recipes.data.assembly import Assembled, Assembler, Surroundings, arrays_of
 from recipes.data.dataset_manifest import described
 from recipes.data.harmony import HarmonyTokenizer
 from recipes.data.megatron_dataset import IndexedDatasetWriter, bin_path, idx_path
-from recipes.data.rows import Mark, RowReader, open_rows
+from recipes.data.row_reader import Mark, RowReader
+from recipes.data.rows import open_rows
 from recipes.data.split import is_held_out
 from recipes.data.synth import SYNTH_COLUMNS, exchange_of, has_control_text
 from recipes.data.text import NulPolicy

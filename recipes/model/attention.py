@@ -80,12 +80,20 @@ class Attention(KeepsFloat32):
         return join_tiles(outputs, tokens=q_BTQD.shape[1])
 
     def log_sum_exp(self, q_BTQD: Tensor, k_BTKD: Tensor, state: Stream) -> Tensor:
-        """Log of the mass that each query's visible keys have, the offset left out: [B, T, Q], at least float32."""
+        """Log of the mass that each query's visible keys have, the offset left out.
+
+        Returns: [B, T, Q], at least float32.
+        Raises:  RecipeRefused: a rotating layer, and a state without rotary tables.
+        """
         tiles = self._tiles(q_BTQD, k_BTKD, k_BTKD, state)
         return join_tiles([log_sum_exp(tile)[..., None] for tile in tiles], tokens=q_BTQD.shape[1])
 
     def mix_values(self, v_BTKD: Tensor, state: Stream) -> Tensor:
-        """Publish the values (layer 1), or lambda * v + (1 - lambda) * v1 with lambda = sigmoid(logit)."""
+        """Publish the values (layer 1), or lambda * v + (1 - lambda) * v1 with lambda = sigmoid(logit).
+
+        Returns: same shape and dtype; computed in at least float32.
+        Raises:  RecipeRefused: a layer above the first before layer 1 has run on this state.
+        """
         if self.value_residual is None:
             state.v1_BTKD = v_BTKD
             return v_BTKD

@@ -68,7 +68,11 @@ class MoeConfig(_Value):
 
 
 class StudentConfig(_Value):
-    """The vp architecture. `gqa` is compat mode (causal GQA, RoPE), `tpa` real mode (local TPA, global GQA)."""
+    """The vp architecture. `gqa` is compat mode (causal GQA, RoPE), `tpa` real mode (local TPA, global GQA).
+
+    Raises:  ValidationError: a value out of range, or in real mode a number of layers that the 3:1 schedule does not
+             divide.
+    """
 
     hidden_size: int = Field(gt=0)
     num_layers: int = Field(gt=0)

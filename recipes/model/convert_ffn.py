@@ -155,13 +155,14 @@ def _stepped(start: dict[str, Tensor], examples: Examples, setting: FfnSetting) 
         loss = (error_T * weight_T[batch_T].float()).mean() / energy
         gradients = torch.autograd.grad(loss, moving)
         with torch.no_grad():
-            for value, gradient, (first, second) in zip(moving, gradients, moments, strict=True):
-                _adam(value, gradient, first, second, rate=rate, step=step)
+            for value, gradient, moment in zip(moving, gradients, moments, strict=True):
+                _adam(value, gradient, moment, rate=rate, step=step)
     return moving[0].detach(), moving[1].detach()
 
 
-def _adam(value: Tensor, gradient: Tensor, first: Tensor, second: Tensor, *, rate: float, step: int) -> None:
+def _adam(value: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], *, rate: float, step: int) -> None:
     """One step, in place (Kingma and Ba 2015). torch.optim would bring its compiler along, seconds of import."""
+    first, second = moments
     first.lerp_(gradient, 1 - _BETAS[0])
     second.lerp_(gradient.square(), 1 - _BETAS[1])
     size = square_root(second / (1 - _BETAS[1] ** (step + 1))).add_(1e-8)

@@ -1,15 +1,13 @@
 """A walk through the donor's layers that builds the student's beside them, each on the stream that the built ones give.
 
-Place in the path: recipe -> **model**; convert_dense declares one intermediate for each step. A step is given the files
-of the steps before it: without interruption it goes on from the streams in memory, after one it brings them there.
+Place in the path: walk -> **model**; convert_dense declares one intermediate for each step.
 
-Invariants: donor and student see the same rows; a step's result depends on the files before it only, not on what is in
-memory; fits see the fit rows, figures the probe rows; one layer of each model is in memory.
+Invariants: fits see the fit rows, figures the probe rows; one layer of each model is in memory; and those of `walk`.
 
 Shapes: B batch, T tokens, H hidden.
 
 Example:
-    >>> walk = Walk(reader, donor_config, Rowset(fit_batches, probe_batches), knobs)
+    >>> walk = Walk(reader, donor_config, Rowset(fit_rows, probe_rows), knobs)
     >>> tensors = walk.step(1, {})
 """
 
@@ -22,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipes.data.batches import Batch
 from recipes.model.config import DonorConfig, StudentConfig
 from recipes.model.convert_attention import Setting, Streams, fit_attention, pool_attention
 from recipes.model.convert_ffn import Examples, FfnSetting, fit_ffn, pool_ffn
@@ -30,19 +27,11 @@ from recipes.model.convert_heads import DonorRow
 from recipes.model.donor import Donor, DonorLayer
 from recipes.model.layerwise import Row, advance, filled, layer_of
 from recipes.model.transformer import Layer, Student
+from recipes.model.walk import Rowset, TwoStreams, tensors_in, with_figures
 from recipes.names import EMBEDDING, layer_tensor
-from recipes.tensors import TensorReader, read_safetensors
+from recipes.tensors import TensorReader
 
-FIGURE = "figure."  # prefix of the entries of a step's file that are figures, not tensors of the layer
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
-
-
-@dataclass(frozen=True)
-class Rowset:
-    """What the fits see, and what the figures are measured on."""
-
-    fit: Sequence[Batch]
-    probe: Sequence[Batch]
 
 
 @dataclass(frozen=True)
@@ -67,15 +56,13 @@ def step_name(number: int) -> str:
     return f"layer-{number:03d}"
 
 
-class Walk:
-    """Holds the streams between steps; see the module's invariants."""
+class Walk(TwoStreams[DonorRow]):
+    """The donor's stream, and that of the student so far."""
 
     def __init__(self, reader: TensorReader, donor: DonorConfig, rows: Rowset, knobs: Knobs) -> None:
+        super().__init__()
         self._reader, self._donor, self._rows, self._knobs = reader, donor, rows, knobs
-        self._at = -1  # layers that the streams have passed
-        self._old: list[DonorRow] = []
-        self._new: list[Row] = []
-        self._ahead: tuple[list[DonorRow], list[Row]] | None = None  # behind the layer that was built last
+        self._ahead: dict[int, tuple[list[DonorRow], list[Row]]] = {}  # behind the layer that was built last
 
     def step(self, number: int, done: Mapping[str, Path]) -> dict[str, Tensor]:
         """Build one layer.
@@ -83,7 +70,7 @@ class Walk:
         Args:    done: files of the steps before this one, by step name.
         Returns: the layer's tensors, named without their layer prefix and in their stored dtypes, and its figures.
         """
-        self._go_to(number, done)
+        self._bring_to(number, done)
         old, knobs, count = self._donor_layer(number), self._knobs, len(self._rows.fit)
         fit = Streams(self._old[:count], self._new[:count], knobs.drift)
         prefix = layer_tensor(number, "")
@@ -100,7 +87,7 @@ class Walk:
         ffn, ffn_figures = self._ffn(old, half, middle.streams, count)
         tensors.update({f"mlp.{name}": value for name, value in ffn.items()})
         figures.update(ffn_figures)
-        return {**tensors, **{FIGURE + name: torch.tensor(v, dtype=torch.float64) for name, v in figures.items()}}
+        return with_figures(tensors, figures)
 
     def _ffn(
         self, old: DonorLayer, half: Layer, streams: Streams, count: int
@@ -121,46 +108,35 @@ class Walk:
             got = [half.mlp(x) for x in inputs]
         figures["ffn_r2"] = _r2(wanted[count:], got[count:])
         # The same sums, in the same order, as the two layers form them: what a new walk would get from the files.
-        self._ahead = (
-            [DonorRow(row.x_BTH + y, row.state) for row, y in zip(streams.donor, wanted, strict=True)],
-            [Row(row.x_BTH + y, row.state) for row, y in zip(streams.student, got, strict=True)],
-        )
+        donor = [DonorRow(row.x_BTH + y, row.state) for row, y in zip(streams.donor, wanted, strict=True)]
+        student = [Row(row.x_BTH + y, row.state) for row, y in zip(streams.student, got, strict=True)]
+        self._ahead = {half.number: (donor, student)}
         return tensors, figures
 
     def stream_figures(self, done: Mapping[str, Path]) -> dict[str, Tensor]:
         """How far the student's stream is from the donor's behind the last layer, on the probe rows."""
-        self._go_to(self._donor.num_hidden_layers + 1, done)
+        self._bring_to(self._donor.num_hidden_layers + 1, done)
         count = len(self._rows.fit)
         value = _r2([row.x_BTH for row in self._old[count:]], [row.x_BTH for row in self._new[count:]])
-        return {FIGURE + "stream_r2": torch.tensor(value, dtype=torch.float64)}
+        return with_figures({}, {"stream_r2": value})
 
-    @torch.no_grad()
-    def _go_to(self, number: int, done: Mapping[str, Path]) -> None:
-        """Bring both streams in front of layer `number`."""
-        if self._at < 0 or number <= self._at:
-            self._start()
-        elif self._ahead is not None and number == self._at + 2:
-            self._at += 1
-            self._old, self._new = self._ahead
-        self._ahead = None
-        while self._at < number - 1:
-            self._at += 1
-            layer = self._donor_layer(self._at)
-            self._old = [DonorRow(layer(x, state), state) for x, state in self._old]
-            stored = read_safetensors(done[step_name(self._at)])
-            tensors = {name: value for name, value in stored.items() if not name.startswith(FIGURE)}
-            self._new = advance(layer_of(tensors, self._knobs.config, number=self._at), self._new)
-
-    def _start(self) -> None:
-        batches = [(b.ids_BT, b.documents_BT) for b in (*self._rows.fit, *self._rows.probe)]
+    def _started(self) -> tuple[list[DonorRow], list[Row]]:
+        self._ahead = {}
         with torch.device("meta"):
             donor, student = Donor(self._donor.model_copy(update={"num_hidden_layers": 0})), Student(self._knobs.config)
         table: dict[str, Tensor] = {"weight": self._reader.read(EMBEDDING)}
         for embedding in (donor.model.embed_tokens, student.model.embed_tokens):
             filled(embedding, table, dtype=torch.float32, where=EMBEDDING)
-        self._old = [DonorRow(*donor.start(ids, documents)) for ids, documents in batches]
-        self._new = [Row(*student.start(ids, documents)) for ids, documents in batches]
-        self._at = 0
+        rows = self._rows.all()
+        return [DonorRow(*donor.start(*row)) for row in rows], [Row(*student.start(*row)) for row in rows]
+
+    def _passed(self, number: int, done: Mapping[str, Path]) -> tuple[list[DonorRow], list[Row]]:
+        if number in self._ahead:
+            return self._ahead.pop(number)
+        self._ahead = {}
+        layer = self._donor_layer(number)
+        old = [DonorRow(layer(x, state), state) for x, state in self._old]
+        return old, advance(layer_of(tensors_in(done[step_name(number)]), self._knobs.config, number=number), self._new)
 
     def _donor_layer(self, number: int) -> DonorLayer:
         with torch.device("meta"):

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.model.moe import MixtureOfExperts, Routing
+from recipes.model.moe import MixtureOfExperts
+from recipes.model.routing import Routing
 from recipes.model.transformer import Student
 from vpstore.errors import ShapeMismatch
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.data.batches import Batch
 from recipes.model.config import StudentConfig
 from recipes.model.modules import RmsNorm
 from recipes.model.stream import Stream
@@ -32,6 +33,11 @@ from vpstore.errors import RecipeRefused
 
 _Module = TypeVar("_Module", bound=nn.Module)
 Rows = tuple[Tensor, Tensor | None]  # ids [B, T], documents [B, T]
+
+
+def rows_of(batches: Sequence[Batch]) -> list[Rows]:
+    """What a model reads of each batch."""
+    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
 
 
 class Row(NamedTuple):

@@ -15,7 +15,6 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,17 +25,9 @@ from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.ffn import FeedForward, relu_squared
 from recipes.model.modules import INITIAL_STD, Projection
 from recipes.model.precision import KeepsFloat32, wide
+from recipes.model.routing import Routing as Routing  # what a layer leaves behind: also known by this module
+from recipes.model.routing import routing_statistics, top_in_groups
 from recipes.model.stream import Stream
-
-
-@dataclass(frozen=True)
-class Routing:
-    """What one MoE layer did with one batch; only `balance_loss` carries gradient."""
-
-    counts_E: Tensor  # int64: tokens that chose each expert
-    mean_scores_E: Tensor  # mean over tokens of the normalised scores; sums to 1
-    score_entropy: Tensor  # mean over tokens of their entropy, nats; ln E if uniform
-    balance_loss: Tensor  # weighted; 1e-4 at a uniform router with the locked weight
 
 
 class Router(Projection, KeepsFloat32):
@@ -171,45 +162,3 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
-
-
-def top_by_index(values: Tensor, k: int) -> Tensor:
-    """Indices of the k largest along the last dimension, largest first; among equals the lowest index wins."""
-    left = values.clone()
-    chosen = []
-    for _ in range(k):
-        best = left.argmax(-1, keepdim=True)
-        chosen.append(best)
-        left.scatter_(-1, best, float("-inf"))
-    return torch.cat(chosen, dim=-1)
-
-
-def top_in_groups(scores_NE: Tensor, *, groups: int, keep: int, k: int) -> Tensor:
-    """The top k among the `keep` best groups of consecutive experts.
-
-    A group's score is the sum of its k / keep best; ties go to the lowest index everywhere.
-    Source:  DeepSeek-V3, arXiv:2412.19437, with k / keep in the place of its 2.
-    """
-    grouped_NJe = torch.unflatten(scores_NE, -1, (groups, -1))
-    best_NJm = grouped_NJe.gather(-1, top_by_index(grouped_NJe, k // keep))
-    kept_NJ = torch.zeros_like(best_NJm[..., 0], dtype=torch.bool)
-    kept_NJ.scatter_(-1, top_by_index(best_NJm.sum(-1), keep), True)
-    return top_by_index(grouped_NJe.masked_fill(~kept_NJ[..., None], float("-inf")).flatten(-2), k)
-
-
-def routing_statistics(scores_BTE: Tensor, counts_E: Tensor, moe: MoeConfig) -> Routing:
-    """Statistics of one layer's scores.
-
-    The balance loss is weight * mean over rows of E sum_i f_i P_i, with f_i the share of the row's plain top-k
-    choices (no bias, no groups) and P_i the row's mean normalised score.
-    Source:  DeepSeek-V3, arXiv:2412.19437 (sequence-wise auxiliary loss).
-    """
-    tokens, experts = scores_BTE.shape[-2:]
-    share_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
-    chosen_BTk = top_by_index(share_BTE.detach(), moe.top_k)
-    hits_BE = F.one_hot(chosen_BTk.flatten(1), experts).sum(1)
-    f_BE = hits_BE.to(share_BTE.dtype) / (moe.top_k * tokens)
-    loss = moe.balance_loss_weight * experts * (f_BE * share_BTE.mean(1)).sum(-1).mean()
-    with torch.no_grad():
-        entropy = -torch.xlogy(share_BTE, share_BTE).sum(-1).mean()
-        return Routing(counts_E, share_BTE.mean((0, 1)), entropy, loss)

@@ -1,11 +1,8 @@
 """Two walks through a model's layers that rebuild its attention, layer by layer, on the stream of what is rebuilt.
 
-Place in the path: recipe -> **model**; morph_real declares one intermediate for each step. A step is given the files
-of the steps before it and brings the streams to its layer with them: in a run without interruption that is one layer,
-after one it is the layers since the start of the walk.
+Place in the path: walk -> **model**; morph_real declares one intermediate for each step.
 
-Invariants: the parent's stream and the student's run side by side over the same rows; a step's result depends on the
-files before it only, not on what is in memory; fits see the fit rows, figures the probe rows.
+Invariants: fits see the fit rows, figures the probe rows; and those of `walk`.
 
 Shapes: B batch, T tokens, N tokens of all rows, H hidden.
 
@@ -26,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.model.config import StudentConfig
-from recipes.model.layerwise import Layerwise, Row, Rows, advance, layer_of
+from recipes.model.layerwise import Layerwise, Row, advance, layer_of
 from recipes.model.morph import Fit, morph_global, morph_local, raw_heads, refit_output
 from recipes.model.transformer import Layer
+from recipes.model.walk import Rowset, TwoStreams, tensors_in, with_figures
 from recipes.tensors import TensorReader, read_safetensors
 
 Phase = Literal["local", "global"]
-FIGURE = "figure."  # prefix of the entries of a step's file that are figures, not tensors of the layer
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,6 @@ class Modes:
 
     compat: StudentConfig
     real: StudentConfig
-
-
-@dataclass(frozen=True)
-class Rowset:
-    """What the fits see, and what the figures are measured on."""
-
-    fit: Sequence[Rows]
-    probe: Sequence[Rows]
 
 
 @dataclass(frozen=True)
@@ -78,20 +67,18 @@ def layer_tensors(number: int, done: Mapping[str, Path]) -> dict[str, Path]:
     for phase in phases:
         path = done.get(step_name(phase, number))
         if path is not None:
-            found.update({name: path for name in read_safetensors(path) if not name.startswith(FIGURE)})
+            found.update(dict.fromkeys(tensors_in(path), path))
     return found
 
 
-class Walk:
-    """Holds the streams between steps; see the module's invariants."""
+class Walk(TwoStreams[Row]):
+    """The parent's stream, and that of the student so far; each phase walks from the start."""
 
     def __init__(self, reader: TensorReader, modes: Modes, rows: Rowset, knobs: Knobs) -> None:
+        super().__init__()
         self._parent = Layerwise(reader, modes.compat)
         self._modes, self._rows, self._knobs = modes, rows, knobs
         self._phase: Phase | None = None
-        self._at = 0  # layers that the streams have passed
-        self._old: list[Row] = []
-        self._new: list[Row] = []
 
     def step(self, phase: Phase, number: int, done: Mapping[str, Path]) -> dict[str, Tensor]:
         """Fit one layer.
@@ -113,7 +100,7 @@ class Walk:
         figures = {"output_error": _relative_error(wanted[count:], _attention_outputs(new, self._new[count:]))}
         if phase == "local":
             figures.update(_factor_figures(old, new, self._new[count:]))
-        return {**tensors, **{FIGURE + name: torch.tensor(v, dtype=torch.float64) for name, v in figures.items()}}
+        return with_figures(tensors, figures)
 
     def endings(self, phase: Phase, done: Mapping[str, Path]) -> tuple[list[Tensor], list[Tensor]]:
         """Hidden states after the final norm on the probe rows: the parent's, and those that this phase leads to."""
@@ -133,15 +120,16 @@ class Walk:
         return refit_output(self._layer(old.number, earlier), streams, targets, fit=fit)
 
     def _go_to(self, phase: Phase, number: int, done: Mapping[str, Path]) -> None:
-        """Bring both streams in front of layer `number`."""
-        if phase != self._phase or number <= self._at:
-            rows = [*self._rows.fit, *self._rows.probe]
-            self._old, self._new = self._parent.start(rows), self._parent.start(rows)
-            self._phase, self._at = phase, 0
-        while self._at < number - 1:
-            self._at += 1
-            self._old = advance(self._parent.layer(self._at), self._old)
-            self._new = advance(self._student_layer(self._at, done), self._new)
+        if phase != self._phase:
+            self._phase, self._at = phase, -1
+        self._bring_to(number, done)
+
+    def _started(self) -> tuple[list[Row], list[Row]]:
+        rows = self._rows.all()
+        return self._parent.start(rows), self._parent.start(rows)
+
+    def _passed(self, number: int, done: Mapping[str, Path]) -> tuple[list[Row], list[Row]]:
+        return advance(self._parent.layer(number), self._old), advance(self._student_layer(number, done), self._new)
 
     def _student_layer(self, number: int, done: Mapping[str, Path]) -> Layer:
         """The layer as the finished steps have it; the parent's where none has touched it."""

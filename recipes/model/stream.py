@@ -17,15 +17,12 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from recipes.model.grape import RotaryTables
-
-if TYPE_CHECKING:
-    from recipes.model.moe import Routing
+from recipes.model.routing import Routing
 
 
 @dataclass

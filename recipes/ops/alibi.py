@@ -35,7 +35,11 @@ def offset_mass(pattern_BHTT: Tensor, offset_BTT: Tensor, *, offsets: int) -> Te
 
 
 def mean_distance(mass_HO: Tensor) -> Tensor:
-    """Mean attended offset of each head, float64 [h]; 0 for a head without mass."""
+    """Mean attended offset of each head, in tokens.
+
+    Args:    mass_HO: [h, O], from `offset_mass`.
+    Returns: float64 [h]; 0 for a head without mass.
+    """
     offsets_O = torch.arange(mass_HO.shape[1], dtype=torch.float64)
     total_H = mass_HO.sum(dim=1)
     return (mass_HO @ offsets_O) / torch.where(total_H > 0, total_H, torch.ones_like(total_H))

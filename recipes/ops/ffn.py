@@ -25,13 +25,18 @@ from vpstore.errors import ShapeMismatch
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
+    """max(x, 0)^2.
+
+    Returns: same shape and dtype.
+    """
     return torch.relu(x).square()
 
 
 def pair_rows(gate_NH: Tensor, up_NH: Tensor, scale_N: Tensor) -> Tensor:
-    """Input rows of the pairs: all W_g + s W_u, then all W_g - s W_u, [2 N, H].
+    """Input rows of the pairs: all W_g + s W_u, then all W_g - s W_u.
 
+    Args:    gate_NH, up_NH: [N, H]; scale_N: s of each pair.
+    Returns: the inputs' dtype, [2 N, H].
     Raises:  ShapeMismatch: gate, up and scales of unequal length.
     """
     if gate_NH.shape != up_NH.shape or scale_N.shape != gate_NH.shape[:1]:
@@ -44,19 +49,21 @@ def pair_rows(gate_NH: Tensor, up_NH: Tensor, scale_N: Tensor) -> Tensor:
     return torch.cat([gate_NH + shifted_NH, gate_NH - shifted_NH])
 
 
-def pair_output(down_HN: Tensor, scale_N: Tensor) -> Tensor:
-    """Output columns of the pairs in closed form: down / (4 s) and its negative, [H, 2 N]."""
-    column_HN = down_HN / (4 * scale_N)
-    return torch.cat([column_HN, -column_HN], dim=1)
-
-
 def pair_scales(gate_std_N: Tensor, up_std_N: Tensor, *, share: float) -> Tensor:
-    """Scale s = share * std(g) / std(u): small enough for |s u| <= g, large enough against rounding."""
+    """Scale s = share * std(g) / std(u): small enough for |s u| <= g, large enough against rounding.
+
+    Args:    gate_std_N, up_std_N: standard deviations of g and u over the tokens.
+    Returns: same dtype, [N]; a std(u) below 1e-12 counts as 1e-12.
+    """
     return share * gate_std_N / up_std_N.clamp(min=1e-12)
 
 
 def pair_features(gate_TN: Tensor, up_TN: Tensor, scale_N: Tensor) -> Tensor:
-    """What a pair adds up to, in units of the gated neuron: about relu(g) * u."""
+    """What a pair adds up to, in units of the gated neuron: about relu(g) * u.
+
+    Args:    gate_TN, up_TN: g and u, [T, N]; scale_N: s of each pair.
+    Returns: same dtype, [T, N].
+    """
     shifted_TN = scale_N * up_TN
     return (relu_squared(gate_TN + shifted_TN) - relu_squared(gate_TN - shifted_TN)) / (4 * scale_N).clamp(min=1e-30)
 

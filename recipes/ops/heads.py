@@ -76,25 +76,11 @@ def fuse_qkv(q_QDX: Tensor, k_GDX: Tensor, v_GDX: Tensor) -> Tensor:
     return torch.cat([grouped, k_GDX[:, None], v_GDX[:, None]], dim=1).flatten(0, 2)
 
 
-def split_qkv(fused_NX: Tensor, *, queries: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `fuse_qkv` put together: q [Q, D, X], k [G, D, X], v [G, D, X].
-
-    Raises:  ShapeMismatch: rows that do not divide.
-    """
-    slots = queries // groups + 2
-    if queries % groups or len(fused_NX) % (groups * slots):
-        raise ShapeMismatch(
-            "a fused matrix does not divide into heads",
-            expected=f"a multiple of {groups * slots} rows",
-            found=f"{len(fused_NX)} rows",
-        )
-    parts = torch.unflatten(fused_NX, 0, (groups, slots, -1))
-    return parts[:, :-2].flatten(0, 1), parts[:, -2], parts[:, -1]
-
-
 def mean_heads(weight_NH: Tensor, *, heads: int, keep: int) -> Tensor:
-    """Average neighbouring heads so that `heads` become `keep`; float64 [keep, D, H].
+    """Average neighbouring heads so that `heads` become `keep`.
 
+    Args:    weight_NH: [heads * D, H], rows grouped by head.
+    Returns: float64 [keep, D, H].
     Raises:  ShapeMismatch: rows or heads that do not divide.
     Source:  Ainslie et al. 2023, arXiv:2305.13245 (GQA).
     """
@@ -119,20 +105,32 @@ def sum_output_heads(weight_HN: Tensor, *, heads: int, keep: int) -> Tensor:
 
 
 def value_gains(o_HQD: Tensor, *, heads: int) -> Tensor:
-    """How the output sees each value head: sum over its query heads of O^T O, float64 [J, D, D]."""
+    """How the output sees each value head: the sum of O^T O over the query heads that read it.
+
+    Args:    o_HQD: output columns of each query head, those that read one value head adjacent; heads: J.
+    Returns: float64 [J, D, D].
+    """
     blocks = torch.unflatten(o_HQD.double(), 1, (heads, -1))
     return torch.einsum("hjqd,hjqe->jde", blocks, blocks)
 
 
 def value_factors(weight_JDH: Tensor, gains_JDD: Tensor, covariance_HH: Tensor) -> Tensor:
-    """Root of the values' covariance as the output sees it, head by head: gain^1/2 W cov^1/2, [J, D, H]."""
+    """Root of the values' covariance as the output sees it, head by head: gain^1/2 W cov^1/2.
+
+    Args:    weight_JDH: projections. gains_JDD: from `value_gains`. covariance_HH: of their common input.
+    Returns: float64 [J, D, H].
+    """
     gain_JDD, _ = symmetric_root(gains_JDD)
     root_HH, _ = symmetric_root(covariance_HH)
     return gain_JDD @ weight_JDH.double() @ root_HH
 
 
 def value_loss(factors_JDH: Tensor, group: Sequence[int], *, keep: int) -> float:
-    """Energy that `keep` dimensions cannot hold of the group's values together."""
+    """Energy that `keep` dimensions cannot hold of the group's values together.
+
+    Args:    factors_JDH: from `value_factors`; group: heads.
+    Returns: the sum of all but the `keep` largest eigenvalues, at least 0.
+    """
     rows_NH = factors_JDH[list(group)].flatten(0, 1)
     small = rows_NH @ rows_NH.T if len(rows_NH) < rows_NH.shape[1] else rows_NH.T @ rows_NH
     values = torch.linalg.eigvalsh(small)
@@ -146,6 +144,7 @@ def merge_values(weight_JDH: Tensor, gains_JDD: Tensor, covariance_HH: Tensor) -
     row under an empty output column would never get a gradient), and scaled to the mean energy of the merged heads.
 
     Args:    weight_JDH: projections. gains_JDD: from `value_gains`. covariance_HH: of their common input.
+    Returns: float64, weight [D, H] and decoders [J, D, D].
     Source:  reduced-rank regression (Izenman 1975), with the outputs weighted by what reads them.
     """
     heads, width, hidden = weight_JDH.shape
@@ -168,18 +167,30 @@ def merge_values(weight_JDH: Tensor, gains_JDD: Tensor, covariance_HH: Tensor) -
 
 
 def to_planes(x_D: Tensor) -> Tensor:
-    """Rotary planes of the last dimension as complex numbers, [..., D] -> [..., P]."""
+    """Rotary planes of the last dimension as complex numbers.
+
+    Args:    x_D: real, [..., D]; the first half are the real parts.
+    Returns: complex of the same precision, [..., P].
+    """
     low, high = x_D.chunk(2, dim=-1)
     return torch.complex(low, high)
 
 
 def from_planes(z_P: Tensor) -> Tensor:
-    """The inverse of `to_planes`."""
+    """The inverse of `to_planes`.
+
+    Args:    z_P: complex, [..., P].
+    Returns: real of the same precision, [..., D].
+    """
     return torch.cat([z_P.real, z_P.imag], dim=-1)
 
 
 def key_loss(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> float:
-    """Weighted energy that one key head cannot hold of the group's keys, over all planes."""
+    """Weighted energy that one key head cannot hold of the group's keys, over all planes.
+
+    Args:    moments_PJJ, energy_JP: as for `merge_keys`; group: heads.
+    Returns: the sum of all but the largest eigenvalue of each plane, at least 0.
+    """
     weighted = _weighted_moments(moments_PJJ, energy_JP, group)
     return float(torch.linalg.eigvalsh(weighted)[:, :-1].clamp(min=0).sum())
 
@@ -188,6 +199,7 @@ def merge_keys(moments_PJJ: Tensor, energy_JP: Tensor, group: Sequence[int]) -> 
     """Per plane the complex combination of the group's keys that their queries miss least.
 
     Args:    moments_PJJ: sums of key_j * conj(key_j') a plane, complex128. energy_JP: of the queries that read key j.
+    Returns: complex128, encode and decode [J, P].
     Source:  complex principal components of the heads, plane by plane, weighted by the queries' energy.
     """
     members = list(group)

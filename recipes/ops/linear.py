@@ -60,28 +60,39 @@ class RidgeSums:
 
     @property
     def input_mean(self) -> Tensor:
-        """Mean input."""
+        """Mean input, float64 [I]; 0 if nothing was added."""
         return self.sum_I.div(max(self.count, 1e-300))
 
     @property
     def output_mean(self) -> Tensor:
-        """Mean output."""
+        """Mean output, float64 [O]; 0 if nothing was added."""
         return self.sum_O.div(max(self.count, 1e-300))
 
     def covariance(self) -> tuple[Tensor, Tensor]:
-        """Centred second moments of the inputs [I, I], and of inputs with outputs [I, O]."""
+        """Centred second moments, a token.
+
+        Returns: float64: of the inputs [I, I], and of inputs with outputs [I, O].
+        """
         count = max(self.count, 1e-300)
         gram_II = self.gram_II / count - torch.outer(self.input_mean, self.input_mean)
         return gram_II, self.cross_IO / count - torch.outer(self.input_mean, self.output_mean)
 
     def solve(self, *, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weight [O, I] and bias [O] of least squared error, the ridge in units of the inputs' mean variance."""
+        """Weight and bias of least squared error.
+
+        Args:    ridge: in units of the inputs' mean variance.
+        Returns: float64, [O, I] and [O].
+        """
         gram_II, cross_IO = self.covariance()
         weight_OI = solve_ridge(gram_II, cross_IO, ridge=ridge).T
         return weight_OI, self.output_mean - weight_OI @ self.input_mean
 
     def explained(self, weight_OI: Tensor, bias_O: Tensor) -> float:
-        """1 - squared error / centred energy of the outputs (R2) of any linear map on what was added."""
+        """1 - squared error / centred energy of the outputs (R2) of any linear map on what was added.
+
+        Args:    weight_OI, bias_O: [O, I] and [O], of any dtype; the sums are float64.
+        Returns: at most 1 up to rounding; negative for a map that is worse than the mean.
+        """
         count = max(self.count, 1e-300)
         weight, bias = weight_OI.double(), bias_O.double()
         mapped_OI = weight @ self.gram_II
@@ -93,8 +104,10 @@ class RidgeSums:
 
 
 def solve_ridge(gram_II: Tensor, cross_IO: Tensor, *, ridge: float) -> Tensor:
-    """(G + ridge * mean(diag G) * 1)^-1 C, float64 [I, O]; zero where there is nothing to explain with.
+    """(G + ridge * mean(diag G) * 1)^-1 C, by Cholesky factorisation.
 
+    Args:    gram_II: symmetric, [I, I]; cross_IO: [I, O]; ridge: 1e-12 at the least.
+    Returns: float64 [I, O]; zero where there is nothing to explain with.
     Raises:  ShapeMismatch: no square matrix, or another number of rows on the right.
     """
     size = len(gram_II)
@@ -115,7 +128,11 @@ def solve_ridge(gram_II: Tensor, cross_IO: Tensor, *, ridge: float) -> Tensor:
 
 
 def ruled_signs(vectors_NK: Tensor) -> Tensor:
-    """Columns with their largest component (of equal ones the first) turned real and positive."""
+    """Columns with their largest component (of equal ones the first) turned real and positive.
+
+    Args:    vectors_NK: real or complex, [..., N, K].
+    Returns: same shape and dtype; a column of zeros stays.
+    """
     largest_1K = vectors_NK.abs().argmax(dim=-2, keepdim=True)
     pivot_1K = vectors_NK.gather(-2, largest_1K)
     size_1K = pivot_1K.abs()
@@ -126,7 +143,9 @@ def ruled_signs(vectors_NK: Tensor) -> Tensor:
 def symmetric_root(matrix_NN: Tensor, *, cutoff: float = 1e-12) -> tuple[Tensor, Tensor]:
     """Square root of a positive semidefinite matrix and the root's pseudo-inverse.
 
-    Args:    cutoff: eigenvalues below this share of the largest count as zero.
+    Args:    matrix_NN: symmetric, [..., N, N]. cutoff: eigenvalues below this share of the largest count
+             as zero.
+    Returns: float64, both [..., N, N].
     """
     values_N, vectors_NN = torch.linalg.eigh(matrix_NN.double())
     is_used_N = values_N > cutoff * values_N[..., -1:].clamp(min=1e-300)
@@ -136,8 +155,9 @@ def symmetric_root(matrix_NN: Tensor, *, cutoff: float = 1e-12) -> tuple[Tensor,
 
 
 def hadamard(size: int) -> Tensor:
-    """An orthogonal matrix whose entries all have the same magnitude (Sylvester's construction), float64.
+    """An orthogonal matrix whose entries all have the same magnitude (Sylvester's construction).
 
+    Returns: float64 [size, size], symmetric.
     Raises:  ShapeMismatch: no power of two.
     """
     if size < 1 or size & (size - 1):
@@ -151,7 +171,9 @@ def hadamard(size: int) -> Tensor:
 def token_weights(y_TO: Tensor, *, limit: float) -> Tensor:
     """Weights that keep a few tokens from owning a fit: 1, and less where a token has more than its share of energy.
 
-    Args:    limit: energy, in units of the median token's, above which a token counts as if it had just that much.
+    Args:    y_TO: outputs. limit: energy, in units of the median token's, above which a token
+             counts as if it had just that much.
+    Returns: float64 [T] in (0, 1].
     """
     energy_T = y_TO.double().square().sum(1)
     ceiling = limit * float(energy_T.median().clamp(min=1e-300))

@@ -64,7 +64,10 @@ def compose_numbers(
 
 
 def place_signs(places: int, width: int, seed: int) -> Tensor:
-    """Patterns of +1 and -1, one a place; the first is all +1. Longer lists begin with the shorter ones."""
+    """Patterns of +1 and -1, one a place; the first is all +1. Longer lists begin with the shorter ones.
+
+    Returns: float32 [places, width].
+    """
     generator = torch.Generator().manual_seed(seed)
     signs = [torch.ones(width)]
     for _ in range(places - 1):

@@ -75,7 +75,8 @@ def constant_factors(w_D: Tensor, heads_NdD: Tensor, bias_Nd: Tensor) -> Factors
     is split in two halves: one is carried beside the product, one folded into B through w, so that after dividing by
     c the bias is off by the factor (c + 1/c)/2 = 1 + O((c-1)^2) instead of 1/c or c.
 
-    Args:    heads_NdD: weight rows of each head.
+    Args:    w_D: from `constant_direction`. heads_NdD: weight rows of each head; bias_Nd: [N, d].
+    Returns: float64.
     """
     w, bias = w_D.double(), bias_Nd.double() / 2
     heads = heads_NdD.shape[0]
@@ -104,7 +105,9 @@ def low_rank_factors(
     those of the N x (d*D) matrix of maps weighted by the covariance of c(x) x, found from its N x N Gram matrix. Each
     head's mean is carried by its bias and costs no rank.
 
-    Args:    start_NdD: the map the ridge pulls towards.
+    Args:    w_D: from `constant_direction`. x_TD, target_TNd: inputs, and what each head should give. start_NdD: the
+             map the ridge pulls towards; rank: R; ridge: relative to the mean diagonal of the system.
+    Returns: float64, A [N, R, D], B [R, d, D], bias [N, d].
     """
     linear_NdD, mean_D = _fit_scaled(w_D, x_TD, target_TNd, start_NdD=start_NdD, ridge=ridge)
     features = _scaled(w_D, x_TD) - mean_D
@@ -136,19 +139,15 @@ def direction_weights(target_TNd: Tensor) -> Tensor:
     return torch.where(energy_TN > 0, 1.0 / energy_TN.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
-def weighted_error(factors: Factors, x_TD: Tensor, target_TNd: Tensor, weight_TN: Tensor) -> float:
-    """Mean over tokens and heads of weight * |target - composed|^2."""
-    left = target_TNd.double() - compose(factors, x_TD)
-    return float((left.square().sum(dim=2) * weight_TN).mean())
-
-
 def sweep(factors: Factors, x_TD: Tensor, target_TNd: Tensor, weight_TN: Tensor, *, ridge: float) -> Factors:
     """One round of alternating least squares: B and the bias with A fixed, then A with those fixed.
 
     Both factors are free functions of the token afterwards. The ridge pulls towards the factors given, so the weighted
     error cannot rise.
 
-    Args:    weight_TN: >= 0; ridge: relative to the mean diagonal of each system.
+    Args:    x_TD, target_TNd: inputs, and what each head should give. weight_TN: >= 0; ridge: relative to the mean
+             diagonal of each system.
+    Returns: float64, the shapes of the factors given.
     """
     half = _sweep_b(factors, x_TD.double(), target_TNd.double(), weight_TN, ridge=ridge)
     return _sweep_a(half, x_TD.double(), target_TNd.double(), weight_TN, ridge=ridge)

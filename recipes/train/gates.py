@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,6 @@ from recipes.train.conversation_validity import Sampling, control_token_figures,
 from recipes.train.losses import VALID_VOCAB, token_losses
 from recipes.train.numeric import number_table
 from recipes.train.scoring import Reader
-from vpstore.errors import GateMissed
 
 Figures = dict[str, Any]
 
@@ -173,19 +172,3 @@ def training_gates(rows: list[dict[str, Any]], *, stopped: Mapping[str, Any] | N
         Gate("steps_not_finite", 0.0 if stopped is None else 1.0, "==", 0.0),
         Gate("loss_spikes", float(spikes), "<=", float(max_spikes)),
     ]
-
-
-def require(gates: Sequence[Gate], *, where: str) -> None:
-    """Refuse a result that misses a gate, before any of it is written.
-
-    Raises:  GateMissed: every missed gate with its figure.
-    """
-    missed = [gate for gate in gates if gate.verdict == "missed"]
-    if missed:
-        raise GateMissed(
-            f"{len(missed)} of {len(gates)} gates missed: nothing was published",
-            where=where,
-            expected="; ".join(f"{gate.name} {gate.relation} {gate.threshold:g}" for gate in missed),
-            found="; ".join(f"{gate.name} = {gate.value:g}" for gate in missed),
-            next_step="change the config or the parent and build again; the training state is kept",
-        )

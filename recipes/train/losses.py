@@ -13,7 +13,7 @@ batch is cut into micro-batches; ties for the best id go to the lowest.
 Example:
     >>> hidden, head = torch.zeros(2, 4), torch.zeros(8, 4)
     >>> weight = torch.full((2,), 0.5)
-    >>> chunked_cross_entropy(hidden, head, torch.tensor([1, 5]), weight, valid_vocab=8).exp().round().item()
+    >>> weighted_token_losses(hidden, head, torch.tensor([1, 5]), weight, valid_vocab=8)[0].exp().round().item()
     8.0
 """
 
@@ -48,25 +48,6 @@ class TokenScores:
     best_N: Tensor  # int64, the id with the highest score
 
 
-def chunked_cross_entropy(
-    hidden_NH: Tensor,
-    head_VH: Tensor,
-    labels_N: Tensor,
-    weight_N: Tensor,
-    *,
-    valid_vocab: int = VALID_VOCAB,
-    chunk: int = _CHUNK,
-) -> Tensor:
-    """sum_n weight_n * -log softmax(head hidden_n)[label_n] over the valid ids, in nats.
-
-    Args:    weight_N: what each token counts, for instance 1 / (tokens of its span in the global batch).
-             chunk: tokens at a time; decides memory and the order of sums, nothing else.
-    Returns: float32 scalar, differentiable in hidden and head.
-    Raises:  RecipeRefused: a label outside the valid ids. ShapeMismatch: tables that do not fit together.
-    """
-    return weighted_token_losses(hidden_NH, head_VH, labels_N, weight_N, valid_vocab=valid_vocab, chunk=chunk)[0]
-
-
 def weighted_token_losses(
     hidden_NH: Tensor,
     head_VH: Tensor,
@@ -76,9 +57,12 @@ def weighted_token_losses(
     valid_vocab: int = VALID_VOCAB,
     chunk: int = _CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """`chunked_cross_entropy`, and beside it each token's own loss without gradient.
+    """sum_n weight_n * -log softmax(head hidden_n)[label_n] over the valid ids, and each token's own loss, in nats.
 
-    Returns: float32 scalar, and nll_N in nats.
+    Args:    weight_N: what each token counts, for instance 1 / (tokens of its span in the global batch).
+             chunk: tokens at a time; decides memory and the order of sums, nothing else.
+    Returns: float32 scalar, differentiable in hidden and head; float32 [N] without gradient.
+    Raises:  RecipeRefused: a label outside the valid ids. ShapeMismatch: tables that do not fit together.
     """
     _require_fit(hidden_NH, head_VH, labels_N, valid_vocab)
     loss, nll_N = _WeightedLoss.apply(hidden_NH, head_VH, labels_N, weight_N, valid_vocab, chunk)  # type: ignore[no-untyped-call]

@@ -22,16 +22,15 @@ from recipes.checkpoint import (
     expected_tensors,
     load_student,
     parse_student_config,
-    student_config_json,
-    tokenizer_files,
+    student_files,
 )
 from recipes.data.batches import AlignedDataset
 from recipes.data.harmony import HarmonyTokenizer
 from recipes.model.transformer import Student
 from recipes.params.training import GateParams, TrainingParams
-from recipes.recipe import Context, Gate, Report, RunResult, json_file
+from recipes.recipe import Context, Gate, Report, RunResult, refuse_missed
 from recipes.tensors import TORCH_DTYPES
-from recipes.train.gates import Figures, Probe, judge, measure, require, training_gates
+from recipes.train.gates import Figures, Probe, judge, measure, training_gates
 from recipes.train.loop import Phase, Scratch, Trainer
 from recipes.train.state import Identity
 
@@ -45,7 +44,7 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     """
     parent, data = context.inputs["parent"], context.inputs["data"].path
     config = parse_student_config(parent.json("config.json"))
-    files = [json_file("config.json", student_config_json(config)), *tokenizer_files(context.inputs["tokenizer"])]
+    files = student_files(config, context.inputs["tokenizer"])
     model = load_student(parent.tensors(), config, device=runtime.device())
     tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
     probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk)
@@ -58,7 +57,7 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     tensors = written_tensors(model)
     after = measure(model, probe)
     report = _report(trainer, after, gates)
-    require(report.gates, where=f"the result of training {parent.ref}")
+    refuse_missed(report.gates, where=f"the result of training {parent.ref}")
     return RunResult(tensors, files, report)
 
 

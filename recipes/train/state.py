@@ -28,6 +28,7 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recipes import runtime
 from recipes.recipe import Context
 from vpstore.errors import RecipeRefused
 
@@ -183,16 +184,14 @@ def _damaged(folder: Path, expected: str, found: str) -> RecipeRefused:
 
 
 def random_states() -> dict[str, Tensor]:
-    """The states of torch's generators: the CPU's, and each GPU's."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states.update({f"cuda:{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())})
-    return states
+    """The states of torch's generators: the CPU's, and each GPU's in a run that uses them."""
+    gpus = {f"cuda:{number}": torch.cuda.get_rng_state(number) for number in range(runtime.gpus())}
+    return {"cpu": torch.get_rng_state(), **gpus}
 
 
 def restore_random(states: Mapping[str, Tensor]) -> None:
     """Set torch's generators to saved states; a GPU that is not here any more is passed over."""
     torch.set_rng_state(states["cpu"])
-    for number in range(torch.cuda.device_count()):
+    for number in range(runtime.gpus()):
         if f"cuda:{number}" in states:
             torch.cuda.set_rng_state(states[f"cuda:{number}"], number)

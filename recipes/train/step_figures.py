@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recipes.data.batches import Batch
-from recipes.model.moe import Routing
+from recipes.model.routing import Routing
 from recipes.train.losses import SPANS
 
 Row = dict[str, Any]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from parameter_counts import parameter_counts, parameter_totals
 
 from recipes import config, run
 from recipes.model.config import DonorConfig, StudentConfig
-from recipes.model.counts import parameter_counts, parameter_totals
 from vpstore.checkout import Checkout
 from vpstore.schema.ref import parse_ref
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from recipes.data import compressed, rows
-from recipes.data.rows import ENDINGS, PROSE_COLUMNS, START, JsonLines, Mark, open_rows, row_format, seekable
+from recipes.data.row_reader import START, Mark
+from recipes.data.rows import ENDINGS, PROSE_COLUMNS, JsonLines, open_rows, row_format, seekable
 from vpstore.errors import RecipeRefused
 
 VALUES = [{"doc_id": f"d-{n}", "text": f"é{n} " * n, "dump": "x", "score": n} for n in range(1, 38)]

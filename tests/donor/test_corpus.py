@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.data.corpus import Document, PageSet, documents, is_prose, page_text, sample_by_name
+from recipes.data.corpus import Document, PageSet, documents, is_prose, sample_by_name
 from recipes.data.number_text import number_documents
+from recipes.data.page_text import join_blocks, page_blocks
 
 SPHINX = """<html><head><title>x</title></head><body>
 <div class="related" role="navigation"><ul><li>index</li></ul></div>
@@ -28,30 +29,34 @@ SPHINX = """<html><head><title>x</title></head><body>
 OLD_STYLE = "<BODY><P>First<P>Second<UL><LI>a<LI>b</UL><P STYLE='display: none'>hidden</P><DL><DT>t<DD>d</DL></BODY>"
 
 
+def text_of(page: str) -> str:
+    return join_blocks(page_blocks(page))
+
+
 def test_a_page_becomes_headings_paragraphs_lists_and_code() -> None:
-    assert page_text(SPHINX) == (
+    assert text_of(SPHINX) == (
         "Joins\n\nQueries can access multiple tables.\n\n- one\n- two\n\nSELECT *\n  FROM weather;\n\n"
         "a | b\n\n1 | | 2\n"
     )
 
 
 def test_pages_without_end_tags_are_read_too() -> None:
-    assert page_text(OLD_STYLE) == "First\n\nSecond\n\n- a\n- b\n\nt\n\nd\n"
+    assert text_of(OLD_STYLE) == "First\n\nSecond\n\n- a\n- b\n\nt\n\nd\n"
 
 
 def test_a_page_without_a_main_element_is_read_as_a_whole() -> None:
-    assert page_text("<body><div><p>all</p></div><nav>menu</nav></body>") == "all\n"
-    assert page_text("<body><p>out</p><main><p>in</p></main></body>") == "in\n"
+    assert text_of("<body><div><p>all</p></div><nav>menu</nav></body>") == "all\n"
+    assert text_of("<body><p>out</p><main><p>in</p></main></body>") == "in\n"
 
 
 def test_text_is_nfc_and_free_of_invisible_characters() -> None:
-    assert page_text("<p>e\u0301\u200b\u00ad&nbsp;x\u00a0y</p>") == "\u00e9 x y\n"
+    assert text_of("<p>e\u0301\u200b\u00ad&nbsp;x\u00a0y</p>") == "\u00e9 x y\n"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="<>/abpli &;\"'=\n\u0301\u00a0é#x1", max_size=80))
 def test_any_markup_gives_clean_text(html: str) -> None:
-    text = page_text(html)
+    text = text_of(html)
     assert text.endswith("\n")
     assert "\n\n\n" not in text
     assert not re.search(r"[ \t]\n", text)

@@ -14,7 +14,8 @@ from recipes.checkpoint import (
 )
 from recipes.model.config import DonorConfig, MoeConfig, StudentConfig
 from recipes.model.donor import Donor
-from recipes.recipe import InputArtifact, PlannedTensor
+from recipes.planned import PlannedTensor
+from recipes.recipe import InputArtifact
 from recipes.tensors import TORCH_DTYPES, TensorReader
 from vpstore.errors import RecipeRefused, ShapeMismatch
 

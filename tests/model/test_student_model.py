@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from parameter_counts import meta_student, parameter_counts, parameter_totals
 from student_builder import SMALL_MOE, apart, config_of, ids_of, student_of
 from student_reference import logits_of, numpy_weights
 
 from recipes.model.config import MoeConfig, StudentConfig
-from recipes.model.counts import meta_student, parameter_counts, parameter_totals
 from recipes.model.health import balance_loss
 from recipes.model.transformer import Student
 from vpstore.errors import ShapeMismatch

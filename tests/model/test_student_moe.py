@@ -11,7 +11,8 @@ from student_builder import SMALL_MOE, apart, config_of, layer_of
 from student_reference import chosen_experts, mixture, numpy_weights
 
 from recipes.model.config import MoeConfig
-from recipes.model.moe import MixtureOfExperts, Router, routing_statistics, top_by_index, top_in_groups
+from recipes.model.moe import MixtureOfExperts, Router
+from recipes.model.routing import routing_statistics, top_by_index, top_in_groups
 from recipes.model.stream import Stream
 
 LOCKED = MoeConfig()

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from recipes import execute, runtime
+from recipes.job import Job
 from recipes.recipe import InputArtifact
 
 THREADS = 1
@@ -41,13 +42,13 @@ def make(root: Path) -> None:
     (root / "params.json").write_text(quick.model_dump_json())
 
 
-def job(root: Path, scratch: str) -> execute.Job:
+def job(root: Path, scratch: str) -> Job:
     folder = root / scratch
     folder.mkdir(exist_ok=True)
     roles = ("parent", "data", "tokenizer")
     inputs = {role: InputArtifact(role, f"{role}@test", "blake3:0", root / role) for role in roles}
     params = json.loads((root / "params.json").read_text())
-    return execute.Job("observed_upcycle", params, THREADS, inputs, {}, folder)
+    return Job("observed_upcycle", params, THREADS, inputs, {}, folder)
 
 
 def mixed(names: list[str]) -> list[str]:
@@ -84,14 +85,14 @@ def share(root: Path, number: str, of: str) -> None:
     whole = job(root, "shares")
     names = json.loads((whole.scratch / "names.json").read_text())
     known = {"router_inputs": whole.scratch / ROUTER_INPUTS}
-    part = execute.Job(whole.entry, whole.params, THREADS, whole.inputs, {}, whole.scratch, known)
+    part = Job(whole.entry, whole.params, THREADS, whole.inputs, {}, whole.scratch, known)
     assert execute.compute_share(part, names[int(number) :: int(of)]) > 0
 
 
-def trial(root: Path, **params: object) -> execute.Job:
+def trial(root: Path, **params: object) -> Job:
     """A build of the small recipe in a new folder."""
     root.mkdir()
-    return execute.Job("trial_recipe", params, THREADS, {}, {}, root)
+    return Job("trial_recipe", params, THREADS, {}, {}, root)
 
 
 def memory(root: Path, count: str, mebibytes: str) -> None:

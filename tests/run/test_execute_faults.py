@@ -16,6 +16,7 @@ import trial_recipe
 from execute_children import computed, shards
 
 from recipes import execute, runtime
+from recipes.job import Job
 from recipes.recipe import Gate, Report
 from vpstore.errors import GateMissed, RecipeRefused, UsageError, VpstoreError
 from vpstore.storage.atomic import disk_errors
@@ -46,7 +47,7 @@ def silent(label: str, done: int, total: int) -> None:
 
 
 def build(scratch: Path, entry: str = PLAN, **params: Any) -> execute.Made:
-    return execute.carry_out(execute.Job(entry, params, 1, {}, {}, scratch), silent)
+    return execute.carry_out(Job(entry, params, 1, {}, {}, scratch), silent)
 
 
 def again(scratch: Path) -> list[str]:
@@ -199,7 +200,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_build_taken_up(tmp_path: Path
         target.symlink_to("/dev/full")
         return sorted(names)
 
-    job = execute.Job(PLAN, {}, 1, {}, {}, tmp_path)
+    job = Job(PLAN, {}, 1, {}, {}, tmp_path)
     with pytest.raises(VpstoreError) as caught, disk_errors(tmp_path, "building it"):
         execute.carry_out(job, silent, order=fill)
     assert caught.value.what == f"building it failed: {os.strerror(errno.ENOSPC)}"

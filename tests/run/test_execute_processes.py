@@ -39,7 +39,8 @@ def test_the_workers_of_a_killed_build_end_with_it(tmp_path: Path) -> None:
 NUMERICS = """
 import json, sys
 sys.path.insert(0, {root!r})
-from recipes import execute, runtime
+from recipes import runtime
+from recipes.job import Job
 from vpstore.errors import VpstoreError
 {first}
 try:
@@ -47,7 +48,7 @@ try:
 except VpstoreError as error:
     print(json.dumps([type(error).__name__, error.exit_code, error.where, error.found, error.next_step]))
 """
-JOB = "execute.Job('recipes.ops.depth', {{}}, {threads}, {{}}, {{}}, None).recipe()"
+JOB = "Job('recipes.expand_depth', {{}}, {threads}, {{}}, {{}}, None).recipe()"
 
 
 @pytest.mark.parametrize(

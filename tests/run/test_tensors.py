@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from recipes.names import layer_tensor, shard_of, split_layer
-from recipes.recipe import PlannedTensor
+from recipes.planned import PlannedTensor
 from recipes.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
@@ -99,14 +99,13 @@ def test_what_was_not_planned_is_refused(tmp_path: Path, value: torch.Tensor, co
     assert not writer.is_done("model.embed_tokens.weight")
 
 
-def test_reader_follows_the_index_and_reads_rows(tmp_path: Path) -> None:
+def test_reader_follows_the_index(tmp_path: Path) -> None:
     tensors = _sample()
     writer = _write(tmp_path / "shards", tensors, sorted(tensors))
     (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps(writer.index()))
     reader = TensorReader(tmp_path / "shards")
     assert reader.names() == sorted(tensors)
     assert reader.spec(layer_tensor(1, "self_attn.value_residual")) == ("F32", ())
-    assert torch.equal(reader.read_rows("model.embed_tokens.weight", 2, 5), tensors["model.embed_tokens.weight"][2:5])
     assert torch.equal(kept(reader, "model.embed_tokens.weight").compute(), tensors["model.embed_tokens.weight"])
     with pytest.raises(RecipeRefused, match="no tensor of this name"):
         reader.read("model.norm.weight")

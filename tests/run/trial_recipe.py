@@ -15,7 +15,8 @@ from torch import Tensor
 
 from recipes.names import layer_tensor
 from recipes.params.base import ParamsBase
-from recipes.recipe import Context, Gate, Intermediate, Plan, PlannedTensor, Report, json_file
+from recipes.planned import PlannedTensor
+from recipes.recipe import Context, Gate, Intermediate, Plan, Report, json_file
 from recipes.tensors import TensorReader
 
 # The params of a recipe are found by its name: this one brings its own.

@@ -25,6 +25,12 @@ from recipes.tensors import ShardWriter, TensorReader, write_safetensors
 TOKENS = 60  # ids that occur in the pico texts
 
 
+def split_qkv(fused: Tensor, *, queries: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `fuse_qkv` put together: q [Q, D, ...], k [G, D, ...], v [G, D, ...]."""
+    parts = torch.unflatten(fused, 0, (groups, queries // groups + 2, -1))
+    return parts[:, :-2].flatten(0, 1), parts[:, -2], parts[:, -1]
+
+
 def pico_config(**changes: Any) -> StudentConfig:
     fields: dict[str, Any] = {"hidden_size": 16, "num_layers": 4, "ffn_hidden_size": 32, "attention": "gqa"}
     return StudentConfig(**{**fields, **changes})

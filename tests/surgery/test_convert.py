@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from convert_pico import Bench, pico_donor, pico_params, pico_student, trained_donor
-from surgery_pico import Built, build, damaged, gates, shuffled
+from surgery_pico import Built, build, damaged, gates, shuffled, split_qkv
 from torch import Tensor
 
 from recipes import convert_dense
@@ -25,7 +25,7 @@ from recipes.model.layerwise import Row, filled
 from recipes.model.stream import Stream
 from recipes.model.transformer import Student
 from recipes.names import EMBEDDING, HEAD
-from recipes.ops.heads import fuse_qkv, split_qkv
+from recipes.ops.heads import fuse_qkv
 from recipes.tensors import TensorReader, write_safetensors
 from vpstore.errors import RecipeRefused
 

@@ -9,7 +9,8 @@ from surgery_pico import Built, Workshop, build, damaged, gates, pico_config, ra
 from recipes import upcycle_moe
 from recipes.checkpoint import load_student
 from recipes.model.config import MoeConfig, StudentConfig
-from recipes.model.moe import MixtureOfExperts, top_by_index, top_in_groups
+from recipes.model.moe import MixtureOfExperts
+from recipes.model.routing import top_by_index, top_in_groups
 from recipes.names import layer_tensor
 from recipes.params.upcycle_moe import Params
 from recipes.tensors import TensorReader

@@ -17,7 +17,6 @@ from recipes.ops.tpa import (
     principal_heads,
     stored,
     sweep,
-    weighted_error,
 )
 
 WIDTH, HEAD = 24, 16
@@ -33,6 +32,12 @@ def inputs(tokens: int = 600, *, mean: float = 1.0, seed: int = 0) -> Tensor:
 
 def maps(heads: int, *, seed: int = 1) -> Tensor:
     return torch.randn(heads, HEAD, WIDTH, generator=torch.Generator().manual_seed(seed)) / WIDTH**0.5
+
+
+def weighted_error(factors: Factors, x: Tensor, target: Tensor, weight: Tensor) -> float:
+    """Mean over tokens and heads of weight * |target - composed|^2."""
+    left = target.double() - compose(factors, x)
+    return float((left.square().sum(dim=2) * weight).mean())
 
 
 def rms(x: Tensor) -> Tensor:

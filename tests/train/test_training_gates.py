@@ -28,9 +28,9 @@ from recipes import heal, wake_up
 from recipes.params.heal import Params
 from recipes.params.training import GateParams
 from recipes.params.wake_up import Params as WakeUpParams
-from recipes.recipe import RunResult
+from recipes.recipe import RunResult, refuse_missed
 from recipes.train.conversation_validity import CALL, CHANNEL, END, MESSAGE, RETURN, START, is_valid_answer
-from recipes.train.gates import judge, require, training_gates
+from recipes.train.gates import judge, training_gates
 from vpstore.errors import GateMissed, RecipeRefused
 
 
@@ -191,7 +191,7 @@ def test_the_run_itself_is_judged() -> None:
     gates = training_gates(rows, stopped={"step": 3}, max_spikes=0)
     assert [gate.verdict for gate in gates] == ["missed", "missed"]
     with pytest.raises(GateMissed, match="2 of 2 gates missed"):
-        require(gates, where="here")
+        refuse_missed(gates, where="here")
 
 
 THOUGHT = [START, ASSISTANT, CHANNEL, ANALYSIS, MESSAGE, 17, END]

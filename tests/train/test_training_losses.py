@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recipes.train.losses as losses
-from recipes.train.losses import chunked_cross_entropy, score_tokens, token_weights, weighted_token_losses
+from recipes.train.losses import score_tokens, token_weights, weighted_token_losses
 from vpstore.errors import RecipeRefused, ShapeMismatch
 
 
@@ -55,7 +55,7 @@ def test_blocks_of_the_vocabulary_do_not_show(monkeypatch: pytest.MonkeyPatch) -
     for elements in (1, 1 << 30):  # blocks of 256 ids, and one block
         monkeypatch.setitem(losses._BLOCK_ELEMENTS, "cpu", elements)
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        loss = chunked_cross_entropy(h, w, labels, torch.full((6,), 1 / 6), valid_vocab=3000, chunk=4)
+        loss, _ = weighted_token_losses(h, w, labels, torch.full((6,), 1 / 6), valid_vocab=3000, chunk=4)
         loss.backward()
         best = score_tokens(hidden, head, labels, valid_vocab=3000, chunk=4).best_N
         results.append((loss.detach(), h.grad, w.grad, best))
@@ -77,14 +77,14 @@ def test_full_vocabulary_masks_the_reserved_ids() -> None:
     hidden, head = torch.zeros(2, 4), torch.zeros(201088, 4)
     head[200500] = 100.0
     hidden[:, 0] = 1.0
-    loss = chunked_cross_entropy(hidden, head, torch.tensor([5, 200018]), torch.full((2,), 0.5))
+    loss, _ = weighted_token_losses(hidden, head, torch.tensor([5, 200018]), torch.full((2,), 0.5))
     assert loss.item() == pytest.approx(math.log(200019), rel=1e-6)
 
 
 def test_no_head_gradient_where_none_is_needed() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     head = torch.randn(11, 4)
-    loss = chunked_cross_entropy(hidden, head, torch.tensor([1, 2, 3]), torch.ones(3), valid_vocab=11)
+    loss, _ = weighted_token_losses(hidden, head, torch.tensor([1, 2, 3]), torch.ones(3), valid_vocab=11)
     loss.backward()
     assert head.grad is None
     assert hidden.grad is not None
@@ -93,9 +93,9 @@ def test_no_head_gradient_where_none_is_needed() -> None:
 def test_labels_and_shapes_that_do_not_fit_are_refused() -> None:
     hidden, head = torch.zeros(2, 4), torch.zeros(10, 4)
     with pytest.raises(RecipeRefused, match="not an id"):
-        chunked_cross_entropy(hidden, head, torch.tensor([1, 9]), torch.ones(2), valid_vocab=9)
+        weighted_token_losses(hidden, head, torch.tensor([1, 9]), torch.ones(2), valid_vocab=9)
     with pytest.raises(ShapeMismatch):
-        chunked_cross_entropy(hidden, torch.zeros(10, 5), torch.tensor([1, 2]), torch.ones(2), valid_vocab=9)
+        weighted_token_losses(hidden, torch.zeros(10, 5), torch.tensor([1, 2]), torch.ones(2), valid_vocab=9)
 
 
 def test_bfloat16_inputs_get_bfloat16_gradients_of_float32_arithmetic() -> None:
@@ -103,9 +103,9 @@ def test_bfloat16_inputs_get_bfloat16_gradients_of_float32_arithmetic() -> None:
     hidden = torch.randn(5, 8, generator=g).bfloat16().requires_grad_()
     head = torch.randn(40, 8, generator=g).bfloat16().requires_grad_()
     labels, weight = torch.randint(0, 40, (5,), generator=g), torch.full((5,), 0.2)
-    chunked_cross_entropy(hidden, head, labels, weight, valid_vocab=40).backward()
+    weighted_token_losses(hidden, head, labels, weight, valid_vocab=40)[0].backward()
     wide = [tensor.detach().float().requires_grad_() for tensor in (hidden, head)]
-    chunked_cross_entropy(*wide, labels, weight, valid_vocab=40).backward()
+    weighted_token_losses(*wide, labels, weight, valid_vocab=40)[0].backward()
     for narrow, full in zip((hidden, head), wide, strict=True):
         assert torch.equal(narrow.grad, full.grad.bfloat16())
 

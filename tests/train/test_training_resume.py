@@ -174,6 +174,11 @@ def small_state(step: int) -> TrainingState:
     return TrainingState(step, weights, {"a/mean": torch.ones(3)}, {"a": step}, random_states(), {"rows": [0.1 + 0.2]})
 
 
+def test_a_run_on_the_cpu_leaves_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert random_states().keys() == {"cpu"}
+
+
 def test_a_state_round_trips_and_only_the_newest_stays(tmp_path: Path) -> None:
     identity = Identity({"parent": "blake3:1"}, {"lr": 0.1, "many": (1, 2), "deep": {"x": None}})
     assert load_state(tmp_path, identity) is None

@@ -1,6 +1,6 @@
 """How many parameters a student has, group by group, counted on the model itself.
 
-Place in the path: recipe -> **model**. The model is built on the meta device, so counting 6 billion takes no memory.
+The model is built on the meta device, so counting 6 billion takes no memory.
 
 Invariants: every parameter belongs to exactly one group; the expert bias is a buffer and counts nowhere.
 

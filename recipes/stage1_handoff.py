@@ -22,6 +22,8 @@ from recipes.checkpoint import parse_student_config
 from recipes.data.batches import AlignedDataset
 from recipes.data.dataset_manifest import MANIFEST, checked_manifest
 from recipes.data.encodings import O200K_HARMONY
+from recipes.data.packed_rows import PAD_ID, PackedRows, packed_rows
+from recipes.data.packing import Packing
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.params.stage1_handoff import Params
 from recipes.recipe import Context, Gate, InputArtifact, Plan, Report, bytes_file
@@ -39,6 +41,7 @@ IDENTITY = ("checkpoint", "data", "data_manifest", "tokenizer", "config")
 STEP_LOGS = (
     "loss_total", "cross_entropy", "cross_entropy_reasoning", "cross_entropy_final", "tokens_plain", "tokens_reasoning",
     "tokens_final", "learning_rate_by_group", "gradient_norm", "tokens_per_second", "consumed_samples",
+    "consumed_tokens", "tokens", "fill",
 )  # fmt: skip
 ROUTER_LOGS = (
     "sequence_auxiliary_loss", "cv_percent", "entropy", "score_entropy", "max_load_percent", "active_experts",
@@ -83,8 +86,6 @@ def _require_fit(config: StudentConfig, params: Params) -> MoeConfig:
             f"at most {config.max_sequence} tokens",
             f"{params.batch.sequence_length} tokens",
         )
-    if params.schedule.warmup_steps >= _steps(params):
-        raise _refusal("the warm-up is the whole run", f"below {_steps(params)}", str(params.schedule.warmup_steps))
     return config.moe
 
 
@@ -94,18 +95,27 @@ def _refusal(what: str, expected: str, found: str) -> RecipeRefused:
     )
 
 
-def _steps(params: Params) -> int:
-    """Steps that reach the token target."""
-    per_step = params.batch.sequence_length * params.batch.global_sequences
-    return -(-params.batch.target_tokens // per_step)
+def _batch(params: Params, rows: PackedRows) -> dict[str, Any]:
+    """The batch, and the steps that reach the token target; padding is not counted as tokens.
+
+    Raises:  RecipeRefused: the warm-up takes all steps.
+    """
+    per_step = params.batch.sequence_length * params.batch.global_sequences * rows.fill
+    steps = math.ceil(params.batch.target_tokens / per_step)
+    if params.schedule.warmup_steps >= steps:
+        raise _refusal("the warm-up is the whole run", f"below {steps}", str(params.schedule.warmup_steps))
+    return {**params.batch.model_dump(mode="json"), "steps": steps, "tokens": round(steps * per_step)}
 
 
 def run_config(context: Context, config: StudentConfig, moe: MoeConfig) -> dict[str, Any]:
     """The whole run as one document of plain values."""
     params: Params = context.params
-    steps = _steps(params)
-    batch = params.batch.model_dump(mode="json")
-    batch |= {"steps": steps, "tokens": steps * params.batch.sequence_length * params.batch.global_sequences}
+    data = context.inputs["data"]
+    checked_manifest(data.path, kind=DATA_KIND)
+    train, valid = (AlignedDataset(data.path, split) for split in ("train", "valid"))
+    length, seed = params.batch.sequence_length, params.seeds.data_order
+    rows = packed_rows(train, params.packing, sequence_length=length, seed=seed)
+    batch = _batch(params, rows)
     return {
         "format": FORMAT,
         "object": "vpMoE",
@@ -118,7 +128,15 @@ def run_config(context: Context, config: StudentConfig, moe: MoeConfig) -> dict[
         "tokenizer": _tokenizer(),
         "optimizer": _optimizer(params),
         "router": _router(moe),
-        "data": _data(params, context.inputs["data"], tokens=batch["tokens"]),
+        "data": {
+            **_arrays(data, train, valid),
+            "epochs": batch["tokens"] / train.tokens,
+            **_packing(params.packing, rows),
+            "truncation": "structured: the final message is kept whole, analysis is cut from the left under its header",
+            "mask_and_span": "index t speaks of label t + 1",
+            "order": "by seed and epoch, independent of the number of processes",
+            "harmony": "strict: every row parses before it is trained on",
+        },
         "seeds": params.seeds.model_dump(mode="json"),
         "periods": params.periods.model_dump(mode="json"),
         "logging": _logging(moe),
@@ -195,10 +213,7 @@ def _router(moe: MoeConfig) -> dict[str, Any]:
     }
 
 
-def _data(params: Params, data: InputArtifact, *, tokens: int) -> dict[str, Any]:
-    checked_manifest(data.path, kind=DATA_KIND)
-    train, valid = (AlignedDataset(data.path, split) for split in ("train", "valid"))
-    is_bounded = params.packing == "document_bounded"
+def _arrays(data: InputArtifact, train: AlignedDataset, valid: AlignedDataset) -> dict[str, Any]:
     return {
         "kind": DATA_KIND,
         "manifest": {"path": MANIFEST, "digest": f"blake3:{blake3((data.path / MANIFEST).read_bytes()).hexdigest()}"},
@@ -207,14 +222,29 @@ def _data(params: Params, data: InputArtifact, *, tokens: int) -> dict[str, Any]
         "arrays": ["tokens", "lossmask", "span"],
         "train_tokens": train.tokens,
         "valid_tokens": valid.tokens,
-        "epochs": tokens / train.tokens,
-        "packing": params.packing,
+    }
+
+
+def _packing(packing: Packing, rows: PackedRows) -> dict[str, Any]:
+    """What a row holds and what attention stops at; `documents_cut` only where rows hold whole documents."""
+    is_bounded, is_whole = packing != "whole_row", packing == "best_fit"
+    padding = {
+        "id": PAD_ID,
+        "label": PAD_ID,
+        "loss_mask": 0,
+        "span": 0,
+        "attention": "a document of its own",
+        "counts": "left out of token counts, router loads, balance loss and fill",
+    }
+    return {
+        "packing": packing,
+        "rows": "whole documents, then padding; a document longer than a row is cut into rows"
+        if is_whole
+        else "slices of the stream of documents; a row may begin and end inside one",
         "attention": "inside a document" if is_bounded else "through the whole row",
         "positions": "restart at each document" if is_bounded else "run through the row",
-        "truncation": "structured: the final message is kept whole, analysis is cut from the left under its header",
-        "mask_and_span": "index t speaks of label t + 1",
-        "order": "by seed and epoch, independent of the number of processes",
-        "harmony": "strict: every row parses before it is trained on",
+        "fill": rows.fill,  # share of the places that hold tokens
+        **({"documents_cut": rows.documents_cut, "padding": padding} if is_whole else {}),
     }
 
 

@@ -237,6 +237,9 @@ def _said(summary: Mapping[str, Any]) -> str:
     run = summary.get("training", summary)
     before, after = run["before"], run["after"]
     lines = [f"steps          {run['steps']}, loss {run['loss_first']:.4f} -> {run['loss_last']:.4f}"]
+    if run["documents_cut"] is not None:
+        cut = f"{run['documents_cut']} of {run['documents']} documents are longer than a row and were cut"
+        lines.append(f"rows           {run['packing']}, {run['fill']:.3f} of their places filled; {cut}")
     for label, name in (("reasoning", "reasoning"), ("final", "final")):
         pair = [figures[f"held_out_cross_entropy_{name}"] for figures in (before, after)]
         lines.append(f"held out       {label}: {_figure(pair[0])} -> {_figure(pair[1])} nats a token")

@@ -116,7 +116,7 @@ class Params(ParamsBase):
     seeds: SeedParams
     periods: PeriodParams
     stop: StopParams
-    packing: Literal["document_bounded", "whole_row"]  # what attention and positions stop at
+    packing: Literal["document_bounded", "whole_row", "best_fit"]  # what a row holds, and what attention stops at
     teacher: Literal["openai/gpt-oss-120b"]
     later_stages: tuple[LaterStage, ...]
     smoke: SmokeParams

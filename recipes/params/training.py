@@ -70,8 +70,9 @@ class TrainingParams(ParamsBase):
     seed: int
     save_every_steps: int = Field(gt=0)
     recompute: bool = False  # activations again in the backward pass instead of keeping them
-    # Attention and positions inside a document, or through the whole row whatever documents it holds.
-    packing: Literal["document_bounded", "whole_row"] = "document_bounded"
+    # The stream of documents in slices, attention and positions inside a document or through the whole row; or whole
+    # documents packed by best fit, attention and positions inside each.
+    packing: Literal["document_bounded", "whole_row", "best_fit"] = "document_bounded"
     schedule: ScheduleParams
     optimizer: OptimizerParams
     loss: LossParams

@@ -77,9 +77,12 @@ def _text(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def step_line(row: Row, *, tokens: int, seconds: float) -> dict[str, Any]:
-    """One step under the names of the run's file; losses in nats a token."""
-    same = ("step", "cross_entropy", "gradient_norm", "consumed_samples", "consumed_tokens", "epoch", "is_spike")
+def step_line(row: Row, *, seconds: float) -> dict[str, Any]:
+    """One step under the names of the run's file; losses in nats a token; tokens without padding."""
+    same = (
+        "step", "cross_entropy", "gradient_norm", "consumed_samples", "consumed_tokens", "tokens", "fill", "epoch",
+        "is_spike",
+    )  # fmt: skip
     spans = ("reasoning", "final")
     return {
         **{name: row[name] for name in same},
@@ -88,7 +91,7 @@ def step_line(row: Row, *, tokens: int, seconds: float) -> dict[str, Any]:
         **{f"cross_entropy_{span}": row[f"cross_entropy_{span}"] for span in spans},
         **{f"tokens_{span}": row[f"tokens_{span}"] for span in ("plain", *spans)},
         "learning_rate_by_group": {name.removeprefix(_RATE): row[name] for name in row if name.startswith(_RATE)},
-        "tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "tokens_per_second": row["tokens"] / seconds if seconds > 0 else None,
     }
 
 

@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from recipes import runtime
@@ -98,8 +99,7 @@ class Stage1Run:
         sizes, step, record = self.document["smoke"], self.trainer.step, self.trainer.record
         is_last = step == sizes["steps"]
         now = time.monotonic()
-        tokens = sizes["sequence_length"] * sizes["global_sequences"]
-        self.log.write("step", step_line(row, tokens=tokens, seconds=now - self._clock))
+        self.log.write("step", step_line(row, seconds=now - self._clock))
         if step % sizes["router_log"] == 0 or is_last:
             health = router_health(self.trainer.model, figures.expert_counts or {})
             record["router"] = router_line(step, figures, health, self._uniform())
@@ -139,6 +139,16 @@ class Stage1Run:
             "device": runtime.device(),
             "precision": "fp32",  # of the rehearsal, whatever the run's file asks of the real trainer
             "smoke": dict(self.document["smoke"]),
+            **self._packing(),
+        }
+
+    def _packing(self) -> dict[str, Any]:
+        """How rows are made, and what it costs documents that are longer than the rehearsal's rows."""
+        trainer = self.trainer
+        return {
+            "packing": trainer.params.packing,
+            "documents": len(trainer.dataset),
+            "documents_cut": trainer.packed.documents_cut,
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -149,6 +159,9 @@ class Stage1Run:
         return {
             "schema": 1,
             "steps": trainer.step,
+            **self._packing(),
+            "consumed_tokens": record["rows"][-1]["consumed_tokens"] if losses else 0,
+            "fill": fmean(row["fill"] for row in record["rows"]) if losses else None,
             "loss_first": losses[0] if losses else None,
             "loss_last": losses[-1] if losses else None,
             "before": {name: ends[0].get(name) for name in _SUMMARISED},

@@ -55,14 +55,17 @@ def test_the_run_is_complete(shop: Workshop) -> None:
         role: f"blake3:{role}" for role in ("checkpoint", "data", "tokenizer")
     }
     assert run["object"] == "vpMoE"
-    assert run["batch"]["steps"] == -(-1_000_000_000 // (2048 * 256)) == 1908
+    shown = 2048 * 256 * run["data"]["fill"]  # tokens a step, without padding
+    assert 0 < run["data"]["fill"] < 1
+    assert run["batch"]["steps"] == math.ceil(1_000_000_000 / shown)
+    assert 1_000_000_000 <= run["batch"]["tokens"] < 1_000_000_000 + shown
     assert run["loss"]["weights"] == {"reasoning": 1.0, "final": 1.0}
     assert run["loss"]["mask_ids_from"] == 200019
     assert run["teacher"]["model"] == "openai/gpt-oss-120b"
     assert [stage["name"] for stage in run["later_stages"]] == ["stage2", "stage3"]
     assert run["router"]["num_experts"] == 8
     assert run["schedule"]["restart"] is True
-    assert run["data"]["packing"] == "document_bounded"
+    assert run["data"]["packing"] == "best_fit"
     assert {"normuon_second_moment", "expert_bias", "log_freq_float32", "consumed_samples"} <= set(
         run["resume"]["state"]
     )
@@ -78,7 +81,7 @@ def test_the_run_is_complete(shop: Workshop) -> None:
     assert arguments["norm-epsilon"] == "1e-06"
     assert arguments["window-attn-skip-freq"] == "4"  # without it every layer would have the window
     assert arguments["position-embedding-type"] == "rope"
-    assert arguments["train-iters"] == "1908"
+    assert arguments["train-iters"] == str(run["batch"]["steps"])
     assert arguments["moe-router-dtype"] == "fp32"
     assert "moe-router-enable-expert-bias" in arguments
     for role in ("checkpoint", "data", "tokenizer"):
@@ -105,12 +108,33 @@ def test_it_says_which_data_and_which_tokenizer(shop: Workshop) -> None:
 
 def test_the_packing_is_stated_in_both_files(shop: Workshop) -> None:
     flags = {"reset-position-ids", "reset-attention-mask"}
-    for packing, attention in (("document_bounded", "inside a document"), ("whole_row", "through the whole row")):
+    said = {
+        "document_bounded": ("inside a document", "slices", flags),
+        "whole_row": ("through the whole row", "slices", set()),
+        "best_fit": ("inside a document", "whole documents", flags),
+    }
+    for packing, (attention, rows, wanted) in said.items():
         files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(packing=packing))))
-        data = tomllib.loads(files["stage1.toml"])["data"]
+        run = tomllib.loads(files["stage1.toml"])
+        data = run["data"]
         assert (data["packing"], data["attention"]) == (packing, attention)
-        is_bounded = packing == "document_bounded"
-        assert (flags & set(parse_arguments(files["megatron_args.txt"]))) == (flags if is_bounded else set())
+        assert data["rows"].startswith(rows)
+        assert (flags & set(parse_arguments(files["megatron_args.txt"]))) == wanted
+        is_whole = packing == "best_fit"
+        assert ("packed by best fit" in files["megatron_args.txt"]) == is_whole
+        assert ("padding" in data) == ("documents_cut" in data) == (data["fill"] < 1) == is_whole
+        if is_whole:
+            assert data["documents_cut"] == 0
+            assert (data["padding"]["id"], data["padding"]["loss_mask"]) == (199999, 0)
+        else:
+            assert run["batch"]["steps"] == -(-1_000_000_000 // (2048 * 256)) == 1908
+
+
+def test_documents_longer_than_a_row_are_counted(shop: Workshop) -> None:
+    batch = stage1_params().batch.model_copy(update={"sequence_length": 40}).model_dump()
+    run = tomllib.loads(texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(batch=batch))))["stage1.toml"])
+    lengths = AlignedDataset(shop.root / "data", "train").lengths
+    assert run["data"]["documents_cut"] == int((lengths > 40).sum()) > 0
 
 
 def test_data_that_is_not_what_its_manifest_says_is_refused(shop: Workshop, tmp_path: Path) -> None:

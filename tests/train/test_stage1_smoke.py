@@ -99,6 +99,7 @@ def test_every_name_that_the_run_lists_is_logged(shop: Stage1Shop, whole: Path) 
     assert log[0]["checkpoint_digest"] == run["inputs"]["checkpoint"]["digest"]
     assert log[0]["data_manifest_digest"] == run["data"]["manifest"]["digest"]
     assert log[0]["smoke"] == STAGE1_SMOKE
+    assert (log[0]["packing"], log[0]["documents"], log[0]["documents_cut"]) == ("best_fit", 40, 0)
     steps = lines(whole, "step")
     assert [line["step"] for line in steps] == list(range(1, sizes["steps"] + 1))
     for line in steps:
@@ -126,11 +127,33 @@ def test_every_name_that_the_run_lists_is_logged(shop: Stage1Shop, whole: Path) 
     assert [line["step"] for line in lines(whole, "stop")] == [0, 3, 6]
 
 
+def test_padding_is_counted_nowhere_as_tokens(shop: Stage1Shop, whole: Path) -> None:
+    """Held against the rows themselves; the control is that there is padding at all."""
+    trainer = Stage1Run(shop.inputs(), whole / "again").trainer
+    consumed = 0
+    for line, batch in zip(lines(whole, "step"), trainer._batches(), strict=True):
+        is_end_BT = batch.ids_BT == 199999  # of a document, if no other one stands before it
+        shown = batch.ids_BT.numel() - int((is_end_BT[:, 1:] & is_end_BT[:, :-1]).sum())
+        consumed += shown
+        assert 0 < shown < batch.ids_BT.numel()
+        assert (line["tokens"], line["consumed_tokens"]) == (shown, consumed)
+        assert line["fill"] == shown / batch.ids_BT.numel()
+        assert line["epoch"] == consumed // trainer.dataset.tokens
+        assert sum(line[f"tokens_{span}"] for span in ("plain", "reasoning", "final")) <= shown
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["consumed_tokens"] == consumed
+    assert summary["documents_cut"] == 0
+    said = stage1_smoke._said(summary)
+    assert "best_fit" in said
+    assert "0 of 40 documents are longer than a row" in said
+
+
 def test_the_loss_is_the_sum_of_span_means_over_the_global_batch(whole: Path) -> None:
-    for line in lines(whole, "step"):
-        assert line["tokens_reasoning"] > 0
-        assert line["tokens_final"] > 0
-        objective = line["cross_entropy_reasoning"] + line["cross_entropy_final"]
+    steps = lines(whole, "step")
+    assert sum(line["tokens_reasoning"] > 0 for line in steps) >= 4  # four rows may hold no conversation at all
+    for line in steps:
+        spans = [span for span in ("reasoning", "final") if line[f"tokens_{span}"]]
+        objective = sum(line[f"cross_entropy_{span}"] for span in spans)
         assert line["loss_total"] == pytest.approx(objective + line["balance_loss"], rel=1e-5)
     first, last = lines(whole, "evaluation")[0], lines(whole, "evaluation")[-1]
     assert last["held_out_objective"] < first["held_out_objective"] - 1.0  # it learns
@@ -314,8 +337,9 @@ def swap_file(folder: str) -> Callable[[Stage1Shop], None]:
         (swap_manifest, {}, {"data", "data_manifest"}),
         (lambda other: None, {"stop": {"max_load": 0.05}}, {"config"}),
         (lambda other: None, {"smoke": {"warmup_steps": 2}}, {"config", "params.schedule.warmup_steps"}),
+        (lambda other: None, {"packing": "document_bounded"}, {"config", "params.packing"}),
     ],
-    ids=["checkpoint", "tokenizer", "data", "data manifest", "config", "config of the loop"],
+    ids=["checkpoint", "tokenizer", "data", "data manifest", "config", "config of the loop", "packing"],
 )
 def test_a_state_of_another_run_is_refused_and_says_in_what(
     shop: Stage1Shop, started: Path, tmp_path: Path, change: Any, params: dict[str, Any], named: set[str]
@@ -324,7 +348,8 @@ def test_a_state_of_another_run_is_refused_and_says_in_what(
     other = shop.copy(tmp_path / "other")
     change(other)
     table = stage1_params().model_dump(mode="json")
-    other.write_run(**{name: {**table[name], **values} for name, values in params.items()})
+    changed = {name: {**table[name], **new} if isinstance(new, dict) else new for name, new in params.items()}
+    other.write_run(**changed)
     out = tmp_path / "out"
     shutil.copytree(started, out)
     with pytest.raises(RecipeRefused, match="another run") as refusal:

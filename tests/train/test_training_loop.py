@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_pico import Workshop, heal_params, pico_config, pico_moe, pico_weights, write_data
+from training_pico import EOD, Workshop, heal_params, pico_config, pico_moe, pico_weights, write_data
 
 from recipes.checkpoint import load_student
 from recipes.data.batches import AlignedDataset
@@ -79,6 +80,25 @@ def test_micro_batches_change_rounding_only(data: Path, tmp_path: Path) -> None:
         assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-4)
         assert cut["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-2)
         assert cut["balance_loss"] == pytest.approx(whole["balance_loss"], rel=1e-4)
+
+
+def test_padding_moves_no_expert_bias_and_no_loss(data: Path, tmp_path: Path) -> None:
+    """A row with other ids in its padding trains the same; the control: padding there is, and its ids are read."""
+    ends = []
+    for pad in (EOD, 20):
+        one = trainer(data, tmp_path, moe=True, packing="best_fit", sequences=4, micro_sequences=2)
+        batch = next(iter(one._batches()))
+        is_padding = batch.documents_BT < 0
+        assert is_padding.any()
+        batch = replace(batch, ids_BT=batch.ids_BT.masked_fill(is_padding, pad))
+        ends.append((one._accumulate(batch), {n: w.grad for n, w in one.model.named_parameters()}))
+    (first, gradients), (second, others) = ends
+    assert (first.loss, first.balance, first.tokens) == (second.loss, second.balance, second.tokens)
+    for number, counts_E in (first.expert_counts or {}).items():
+        assert torch.equal(counts_E, (second.expert_counts or {})[number])
+        assert int(counts_E.sum()) == first.tokens * 2  # top_k of the pico
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], rtol=1e-5, atol=1e-7)
 
 
 def test_experts_are_balanced_and_reported(data: Path, tmp_path: Path) -> None:

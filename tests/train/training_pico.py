@@ -207,7 +207,7 @@ def stage1_params(**changes: Any) -> Stage1Params:
             "max_load": 0.04,
             "alarm_after_steps": 200,
         },
-        "packing": "document_bounded",
+        "packing": "best_fit",
         "teacher": "openai/gpt-oss-120b",
         "later_stages": [
             {

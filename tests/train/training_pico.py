@@ -117,15 +117,16 @@ def write_tokenizer(folder: Path) -> None:
 
 def params_table(**train: Any) -> dict[str, Any]:
     """Heal's params as a TOML would give them."""
+    steps = train.get("steps", 8)
     rates = {f"{kind}_rate": 0.02 for kind in ("matrix", "embedding", "head", "vector", "frequency", "residual")}
     return {
         "train": {
-            "steps": 8,
+            "steps": steps,
             "sequence_length": 64,
             "sequences": 2,
             "micro_sequences": 1,
             "seed": 7,
-            "save_every_steps": 3,
+            "save_every_steps": max(1, min(3, steps - 1)),
             "schedule": {"warmup_steps": 2, "shape": "cosine", "final": 0.1},
             "optimizer": {**rates, "matrix_decay": 0.01, "table_decay": 0.01, "clip_norm": 1.0},
             "loss": {"kind": "plain", "chunk": 256},

@@ -35,6 +35,7 @@ from recipes.train.stage1_log import Log, router_line, step_line
 from recipes.train.stage1_stop import judge_stop
 from recipes.train.state import DOCUMENT, Identity
 from recipes.train.step_figures import Row, StepFigures
+from recipes.train.trainer_code import code_digest
 from vpstore.errors import GateMissed
 
 LOG_FILE, STATES, SUMMARY_FILE = "log.jsonl", "states", "summary.json"
@@ -54,6 +55,7 @@ class Stage1Run:
 
     def __init__(self, inputs: Stage1Inputs, out: Path) -> None:
         self.inputs, self.out, self.document = inputs, out, inputs.document
+        self.digests = {**inputs.digests, "code": code_digest()}
         self.log = Log(out / LOG_FILE)
         self.trainer = self._trainer(training_params(inputs.document))
         self.trainer.world = self.document["smoke"]["processes"]
@@ -64,7 +66,8 @@ class Stage1Run:
         """Train to the end, or to where a stop rule says so.
 
         Returns: the summary, which is written beside the log too.
-        Raises:  RecipeRefused: a saved state of another run. GateMissed: a loss that is not finite, or a collapse.
+        Raises:  RecipeRefused: a saved state of another run or of other code, a log that is not whole.
+                 GateMissed: a loss that is not finite, or a collapse.
         """
         trainer = self.trainer
         is_resumed = trainer.resume()
@@ -82,9 +85,9 @@ class Stage1Run:
         return summary
 
     def _trainer(self, params: TrainingParams) -> Trainer:
-        folders, identity = self.inputs.folders, dict(self.inputs.digests)
+        folders = self.inputs.folders
         model = load_student(TensorReader(folders["checkpoint"]), self.inputs.config, device=runtime.device())
-        scratch = Scratch(self.out / STATES, Identity(identity, params.model_dump(mode="json")))
+        scratch = Scratch(self.out / STATES, Identity(self.digests, params.model_dump(mode="json")))
         self.exam = Examination(
             AlignedDataset(folders["data"], "valid"),
             HarmonyTokenizer.from_directory(folders["tokenizer"]),
@@ -130,7 +133,7 @@ class Stage1Run:
         }
 
     def _provenance(self) -> dict[str, Any]:
-        digests, inputs = self.inputs.digests, self.document["inputs"]
+        digests, inputs = self.digests, self.document["inputs"]
         return {
             **git_state(),
             **{f"{name}_digest": digests[name] for name in sorted(digests)},
@@ -169,7 +172,7 @@ class Stage1Run:
             "stop": record["stop"],
             "stopped": record["stopped"],
             "state_tensors": json.loads((state / DOCUMENT).read_text())["tensors"],
-            "digests": dict(self.inputs.digests),
+            "digests": self.digests,
         }
 
     def _require_sound(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage1_pico import Stage1Shop, write_view
@@ -26,13 +28,15 @@ from recipes.train import stage1_run
 from recipes.train.loop import Trainer
 from recipes.train.losses import token_weights
 from recipes.train.optimizer import Optimizer
-from recipes.train.stage1_drift import drift
+from recipes.train.stage1_document import read_document
+from recipes.train.stage1_drift import commits, drift
 from recipes.train.stage1_inputs import verify_folder
-from recipes.train.stage1_log import AGGREGATES, read_log
+from recipes.train.stage1_log import AGGREGATES, Log, read_log
 from recipes.train.stage1_run import LOG_FILE, Stage1Run
 from recipes.train.stage1_stop import judge_stop
 from recipes.train.state import TrainingState
 from recipes.train.step_figures import added, span_counts
+from recipes.train.trainer_code import code_digest
 from vpstore.errors import GateMissed, RecipeRefused
 
 
@@ -357,6 +361,166 @@ def test_a_state_of_another_run_is_refused_and_says_in_what(
     found = set(refusal.value.where.partition(": ")[2].split(", "))
     # An input's digest stands in the run's file too: another input is another config.
     assert found == named | {"config"}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "[]"),
+        ("\xff", "UnicodeDecodeError"),
+        ('{"files": 3}', "3"),
+        ('{"files": [{"path": 1, "digest": "blake3:0", "size_bytes": 1}]}', "'path': 1"),
+        ('{"files": [{"path": "a", "digest": "blake3:0", "size_bytes": true}]}', "True"),
+        ('{"files": ["a"]}', "['a']"),
+        ("{}", "None"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(shop: Stage1Shop, tmp_path: Path, text: str, found: str) -> None:
+    folder = shop.copy(tmp_path / "other").root / "parent"
+    (folder / "artifact.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeRefused) as refusal:
+        verify_folder(folder, "checkpoint")
+    assert refusal.value.exit_code == 20
+    assert found in refusal.value.found
+    assert "artifact.json" in refusal.value.where
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/hostname", "", ".", "a\0b"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Although the file is there and has the digest."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "x").write_text("outside")
+    row = {"path": name, "digest": "blake3:" + blake3(b"outside").hexdigest(), "size_bytes": 7}
+    (folder / "artifact.json").write_text(json.dumps({"files": [row]}))
+    with pytest.raises(RecipeRefused, match="leads out of its folder"):
+        verify_folder(folder, "data")
+
+
+@pytest.mark.parametrize(
+    ("cut", "where"),
+    [
+        (r"\n\[smoke\].*?(?=\n\[)", "smoke"),
+        (r"\nthreads = 1", "smoke.threads"),
+        (r"\n\[stop\].*?(?=\n\[)", "stop"),
+        (r"\n\[inputs\.data\].*?(?=\n\[)", "inputs.data"),
+        (r"\nmatrix_rate = [^\n]*", "optimizer"),
+        (r"\npacking = [^\n]*", "data.packing"),
+    ],
+)
+def test_a_run_that_lacks_an_entry_is_refused(
+    shop: Stage1Shop, tmp_path: Path, cut: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shop.copy(tmp_path / "other")
+    path = other.root / "run/stage1.toml"
+    text = path.read_text()
+    shorter = re.sub(cut, "", text, count=1, flags=re.DOTALL)
+    assert shorter != text
+    path.write_text(shorter)
+    write_view(other.root / "run")
+    with pytest.raises(RecipeRefused, match="not complete") as refusal:
+        other.inputs()
+    assert refusal.value.where == f"stage1.toml: {where}"
+    assert stage1_smoke.main([*other.command(tmp_path / "out")]) == 20  # also where it is read before it is verified
+    assert f"stage1.toml: {where}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a = ", "\xff", "a = " + "[" * 20_000])
+def test_a_run_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "stage1.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeRefused, match="no run"):
+        read_document(tmp_path)
+
+
+def test_a_resume_says_who_resumed(shop: Stage1Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = interrupted(shop, tmp_path / "out")
+    later = {"git_sha": "f" * 40, "git_dirty": True}
+    monkeypatch.setattr(stage1_run, "git_state", lambda: later)
+    Stage1Run(shop.inputs(), out).go()
+    begun, (resumed,) = lines(out, "provenance")[0], lines(out, "resumed")
+    assert begun.keys() - {"kind"} == resumed.keys() - {"kind", "step"}
+    assert (resumed["git_sha"], resumed["git_dirty"]) == ("f" * 40, True) != (begun["git_sha"], begun["git_dirty"])
+    assert begun["code_digest"] == resumed["code_digest"] == code_digest()
+
+
+def test_another_commit_is_no_drift_and_is_told(
+    shop: Stage1Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage1_run, "git_state", lambda: {"git_sha": "f" * 40, "git_dirty": True})
+    (tmp_path / "out").mkdir()
+    other = finished(shop, tmp_path / "out")
+    assert drift(other, whole) == []
+    assert commits(other, other) == ["f" * 40 + " with changes"]
+    assert len(commits(whole, other)) == 2
+    text = (other / LOG_FILE).read_text()
+    (other / LOG_FILE).write_text(text.replace(f'"code_digest": "{code_digest()}"', '"code_digest": "other"'))
+    assert drift(other, whole) == ["log.jsonl, line 1: code_digest"]  # the control: other code is
+
+
+def test_a_state_of_other_code_is_refused(
+    shop: Stage1Shop, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(started, tmp_path / "out")
+    monkeypatch.setattr(stage1_run, "code_digest", lambda: "blake3:other")
+    with pytest.raises(RecipeRefused, match="another run") as refusal:
+        Stage1Run(shop.inputs(), tmp_path / "out").go()
+    assert refusal.value.where.endswith(": code")
+    assert (refusal.value.expected, refusal.value.found) == ("code = blake3:other", f"code = {code_digest()}")
+
+
+def test_the_code_is_all_that_the_trainer_imports(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    found = code_digest(root=tmp_path)
+    assert found == code_digest()  # wherever it lies
+
+    def changed(name: str) -> bool:
+        path = tmp_path / "recipes" / name
+        whole_text = path.read_text()
+        path.write_text(whole_text + "\n# changed\n")
+        code_digest.cache_clear()
+        is_other = code_digest(root=tmp_path) != found
+        path.write_text(whole_text)
+        return is_other
+
+    inside = ("stage1_smoke.py", "train/loop.py", "train/stage1_stop.py", "model/moe.py", "data/packing.py")
+    assert all(map(changed, (*inside, "runtime.py", "train/__init__.py")))
+    assert not any(map(changed, ("synth_kd.py", "run.py", "train/gates.py")))
+    code_digest.cache_clear()
+    assert code_digest(root=tmp_path) == found
+
+
+@pytest.mark.parametrize("damage", ["gone", "no header", "a step is missing", "a line is damaged"])
+def test_a_log_that_does_not_reach_the_state_is_refused(
+    shop: Stage1Shop, started: Path, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(started, out)
+    path = out / LOG_FILE
+    rows = path.read_text().splitlines(keepends=True)
+    kept = {
+        "gone": [],
+        "no header": rows[1:],
+        "a step is missing": [row for row in rows if '"step": 3' not in row],
+        "a line is damaged": [rows[0], "{\n", *rows[1:]],
+    }[damage]
+    path.write_text("".join(kept))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(RecipeRefused, match="log") as refusal:
+        Stage1Run(shop.inputs(), out).go()
+    assert "start again in an empty folder" in refusal.value.next_step
+    assert not path.exists() if damage == "gone" else path.read_text() == "".join(kept)  # nothing is overwritten
+
+
+def test_a_line_separator_in_an_answer_ends_no_line(tmp_path: Path) -> None:
+    """A model may well sample one, and JSON leaves it as it is."""
+    log = Log(tmp_path / LOG_FILE)
+    log.begin({"git_sha": None}, resumed_step=None)
+    log.write("evaluation", {"step": 1, "samples": ["a\u2028b\x85c"]})
+    log.write("step", {"step": 1})
+    assert [line["kind"] for line in read_log(log.path)] == ["provenance", "evaluation", "step"]
+    assert stage1_smoke._has_logged(log.path, 1)
 
 
 @given(

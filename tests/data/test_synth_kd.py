@@ -21,6 +21,7 @@ import zstandard
 from pyarrow import parquet
 
 from recipes import synth_kd
+from recipes.data.assembly import Assembler
 from recipes.data.batches import AlignedDataset
 from recipes.data.conversation import HarmonyRenderer
 from recipes.data.dataset_manifest import checked_manifest, digest_of
@@ -414,6 +415,24 @@ def test_a_damaged_source_is_refused_in_any_process(
         synth_kd.run(here)
     assert caught.value.where == "synth/c.jsonl.zst"
     assert caught.value.next_step
+
+
+def test_a_document_that_is_no_conversation_is_not_written(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beyond the rows that are compared with openai-harmony."""
+    right = Assembler.assemble
+
+    def wrong(self: Any, exchange: Any) -> Any:
+        document = right(self, exchange)
+        if document is not None and exchange.user == sample_row(60)["query"]:
+            document.tokens[-4] = 200007
+        return document
+
+    monkeypatch.setattr(Assembler, "assemble", wrong)
+    with pytest.raises(RecipeRefused, match="no conversation") as caught:
+        synth_kd.run(context(tmp_path, assets))
+    assert caught.value.where.startswith("synth/b.parquet, ")
 
 
 def test_too_many_dropped_rows_miss_the_gate(assets: Path, tmp_path: Path) -> None:

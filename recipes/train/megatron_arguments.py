@@ -59,6 +59,7 @@ def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
         "seed": str(run["seeds"]["model"]),
         "save-interval": str(periods["save"]),
         "eval-interval": str(periods["evaluate"]),
+        "eval-iters": str(run["evaluation"]["batches"]),
         "log-interval": "1",
         "dist-ckpt-strictness": "raise_all",
     }
@@ -98,6 +99,25 @@ _BEST_FIT = (
 )
 
 
+def _data_paths(data: dict[str, Any]) -> list[str]:
+    """Prefixes below a directory that is not known here; mask and span have no flag."""
+    parts = " and ".join(f"_{name}" for name in data["arrays"][1:])
+    return [
+        f"--{split}-data-path, each below the directory of the data: "
+        + " ".join(f"{prefix}_{data['arrays'][0]}" for prefix in data[split])
+        for split in ("train", "valid")
+    ] + [f"no upstream flag: beside each of these prefixes lie those of loss mask and span, {parts}"]
+
+
+def _end_of_document(token: int) -> list[str]:
+    return [
+        f"--reset-position-ids and --reset-attention-mask reset behind tokenizer.eod, so that must answer {token}",
+        "no stock tokenizer does: HuggingFaceTokenizer on the tokenizer above answers 200002 (<|return|>),",
+        "NullTokenizer 201088, and with either attention runs through documents without a word;",
+        f"the trainer must set its tokenizer's eod to {token} (<|endoftext|>)",
+    ]
+
+
 def megatron_comments(run: dict[str, Any]) -> list[str]:
     """What the flags cannot say: the inputs by digest, and what the model code and the data loader must bring."""
     optimizer = run["optimizer"]
@@ -111,6 +131,8 @@ def megatron_comments(run: dict[str, Any]) -> list[str]:
         "add on the first start: --finetune (no optimizer state, step 0); on every start: --load, --save, data paths",
         f"no upstream flag: the data's order has a seed of its own, {run['seeds']['data_order']}",
         f"no upstream flag: router figures every {run['periods']['router_log']} steps; logs and stop rules of the TOML",
+        *_data_paths(run["data"]),
+        *(_end_of_document(run["tokenizer"]["end_of_document"]) if run["data"]["packing"] != "whole_row" else ()),
         *(_BEST_FIT if run["data"]["packing"] == "best_fit" else ()),
         "no upstream flag: TPA on local layers, GRAPE-M frequencies in float32, ALiBi on global layers, value residual",
         "no upstream flag: the shared expert's output bias is applied; linear biases everywhere",

@@ -24,10 +24,9 @@ from blake3 import blake3
 
 from recipes.checkpoint import parse_student_config
 from recipes.data.dataset_manifest import checked_manifest
-from recipes.data.encodings import O200K_HARMONY
 from recipes.model.config import StudentConfig
-from recipes.train.losses import VALID_VOCAB
 from recipes.train.stage1_document import RUN_FILE, parse_document
+from recipes.train.stage1_tables import tokenizer_table
 from vpstore.errors import RecipeRefused
 
 MANIFEST_OF_ARTIFACT = "artifact.json"
@@ -134,12 +133,7 @@ def _data_manifest(folder: Path, wanted: Mapping[str, Any]) -> str:
 
 def _require_tokenizer(wanted: Mapping[str, Any]) -> None:
     """The ids of the run are this project's; the rank file itself is held against its digest when it is loaded."""
-    own = {
-        "encoding": O200K_HARMONY.name,
-        "ranks_sha256": O200K_HARMONY.ranks_sha256,
-        "padded_vocab": O200K_HARMONY.n_vocab,
-        "valid_vocab": VALID_VOCAB,
-    }
+    own = tokenizer_table()
     if dict(wanted) != own:
         raise _refusal("the run is written for another tokenizer", "tokenizer", str(dict(wanted)), str(own))
 

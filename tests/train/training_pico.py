@@ -199,6 +199,13 @@ def stage1_params(**changes: Any) -> Stage1Params:
         "optimizer": params_table()["train"]["optimizer"],
         "seeds": {"model": 1, "data_order": 2},
         "periods": {"save": 250, "evaluate": 100, "router_log": 50},
+        "evaluation": {
+            "held_out_tokens": 1_048_576,
+            "control_rows": 256,
+            "prompts": 200,
+            "max_new_tokens": 1536,
+            "decoding": "greedy",
+        },
         "stop": {
             "min_format_validity": 0.95,
             "format_window": 3,

@@ -30,12 +30,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from recipes.data.encodings import O200K_HARMONY
 from recipes.data.megatron_dataset import IndexedDataset
 from recipes.data.packed_rows import NO_DOCUMENT, PackedRows, SlicedStream, filled_row, require_sizes
 from recipes.data.packing import PackedDocuments, Packing
 from vpstore.errors import RecipeRefused
 
 _TOKENS, _MASK, _SPAN = "_tokens", "_lossmask", "_span"
+# Of each of the three: what it holds, its dtype, and the largest value that means something.
+_ARRAYS = (
+    ("ids", np.dtype("<i4"), O200K_HARMONY.n_vocab - 1),
+    ("loss mask values", np.dtype("u1"), 1),
+    ("spans", np.dtype("u1"), 2),
+)
 _Array = npt.NDArray[Any]
 
 
@@ -88,15 +95,14 @@ class AlignedDataset:
 
     def __init__(self, directory: Path, split: Literal["train", "valid"]) -> None:
         self.where = f"{directory.name}/{split}"
-        names = sorted(path.name for path in (directory / split).glob(f"*{_TOKENS}.idx"))
-        if not names:
+        stems = _stems(directory / split)
+        if not stems:
             raise RecipeRefused(
                 "a data set has no shards",
                 where=self.where,
                 expected="at least one <shard>_tokens.idx",
                 next_step="build the data set first",
             )
-        stems = [name.removesuffix(f"{_TOKENS}.idx") for name in names]
         self.prefixes = [f"{split}/{stem}" for stem in stems]  # of the shards, relative to the data set
         self._shards = [_aligned(directory / split, stem) for stem in stems]
         self.lengths: npt.NDArray[np.int64] = np.concatenate([shard[0].lengths for shard in self._shards]).astype(
@@ -114,15 +120,44 @@ class AlignedDataset:
         return int(self.lengths.sum())
 
     def document(self, number: int) -> tuple[_Array, _Array, _Array]:
-        """Tokens, loss mask and span of one document; the latter two speak of the label, one token ahead."""
+        """Tokens, loss mask and span of one document; the latter two speak of the label, one token ahead.
+
+        Raises:  RecipeRefused: a value that means nothing, such as an id outside of the vocabulary.
+        """
         shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
-        tokens, mask, span = self._shards[shard]
         place = number - int(self._shard_starts[shard])
-        return tokens[place], mask[place], span[place]
+        found = []
+        for part, (name, _, most) in zip(self._shards[shard], _ARRAYS, strict=True):
+            values = part[place]
+            if values.size and not (values.min() >= 0 and values.max() <= most):
+                raise RecipeRefused(
+                    "a data set holds a value that means nothing",
+                    where=f"{self.where}/{part.prefix.name}, document {place}",
+                    expected=f"{name} from 0 to {most}",
+                    found=f"{values.min()} to {values.max()}",
+                    next_step="vpstore verify it, or build it again",
+                )
+            found.append(values)
+        return found[0], found[1], found[2]
+
+
+def _stems(folder: Path) -> list[str]:
+    """Names of the shards, in order, from any file of one: a shard that lacks a file is then found to lack it."""
+    ends = [f"{suffix}.{kind}" for suffix in (_TOKENS, _MASK, _SPAN) for kind in ("idx", "bin")]
+    return sorted({path.name.removesuffix(end) for end in ends for path in folder.glob(f"*{end}")})
 
 
 def _aligned(folder: Path, stem: str) -> tuple[IndexedDataset, IndexedDataset, IndexedDataset]:
     tokens, mask, span = (IndexedDataset(folder / (stem + part)) for part in (_TOKENS, _MASK, _SPAN))
+    for one, (_, dtype, _) in zip((tokens, mask, span), _ARRAYS, strict=True):
+        if one.dtype != dtype:
+            raise RecipeRefused(
+                "an array of a data set has another dtype",
+                where=f"{folder.name}/{one.prefix.name}",
+                expected=str(dtype),
+                found=str(one.dtype),
+                next_step="build the data set again",
+            )
     for other in (mask, span):
         for what in ("lengths", "documents"):
             if not np.array_equal(getattr(tokens, what), getattr(other, what)):

@@ -227,6 +227,64 @@ def test_the_two_slicing_packings_differ_in_documents_and_nothing_else(dataset: 
     assert bounded.tokens == whole.tokens == bounded.ids_BT.numel()
 
 
+@pytest.mark.parametrize("kind", ["idx", "bin"])
+@pytest.mark.parametrize("part", ["tokens", "lossmask", "span"])
+def test_a_shard_that_lacks_a_file_is_not_passed_over(tmp_path: Path, part: str, kind: str) -> None:
+    for stem in ("shard_00", "shard_01"):
+        write(tmp_path, [[1, 2], [3]], stem)
+    (tmp_path / f"train/shard_01_{part}.{kind}").unlink()
+    with pytest.raises(RecipeRefused, match="damaged") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert refusal.value.where.startswith(f"shard_01_{part}")
+
+
+def test_a_shard_of_which_only_items_are_left_is_not_passed_over(tmp_path: Path) -> None:
+    for stem in ("shard_00", "shard_01"):
+        write(tmp_path, [[1, 2], [3]], stem)
+    for path in (tmp_path / "train").glob("shard_01_*.idx"):
+        path.unlink()
+    with pytest.raises(RecipeRefused, match="damaged"):
+        AlignedDataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"), [("tokens", "int64"), ("tokens", "uint16"), ("lossmask", "int32"), ("span", "int8")]
+)
+def test_another_dtype_is_refused(tmp_path: Path, part: str, dtype: str) -> None:
+    """The same values: whoever maps the files by the stated dtypes would read others."""
+    write(tmp_path, [[1, 2], [3]])
+    with IndexedDatasetWriter(tmp_path / f"train/text_{part}", dtype) as writer:
+        writer.add_document([1, 1])
+        writer.add_document([0])
+    with pytest.raises(RecipeRefused, match="another dtype") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert (refusal.value.where, refusal.value.found) == (f"train/text_{part}", dtype)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "least", "most"),
+    [("tokens", "int32", 0, 201087), ("lossmask", "uint8", 0, 1), ("span", "uint8", 0, 2)],
+)
+def test_values_that_mean_nothing_are_refused_when_they_are_read(
+    tmp_path: Path, part: str, dtype: str, least: int, most: int
+) -> None:
+    write(tmp_path, [[1, 2], [3, 4]])
+    for value in (least, most, most + 1, *([-1] if part == "tokens" else [])):
+        with IndexedDatasetWriter(tmp_path / f"train/text_{part}", dtype) as writer:
+            writer.add_document([0, 0])
+            writer.add_document([0, value])
+        dataset = AlignedDataset(tmp_path, "train")
+        dataset.document(0)
+        if least <= value <= most:
+            dataset.document(1)
+            continue
+        with pytest.raises(RecipeRefused, match="means nothing") as refusal:
+            dataset.document(1)
+        assert refusal.value.where == f"{tmp_path.name}/train/text_{part}, document 1"
+        with pytest.raises(RecipeRefused, match="means nothing"):
+            draw(dataset, 4)
+
+
 @pytest.mark.parametrize("part", ["lossmask", "span"])
 def test_a_last_length_that_differs_is_refused(tmp_path: Path, part: str) -> None:
     """The same number of sequences: only a comparison of every length sees it."""

@@ -48,7 +48,7 @@ DATA_KIND = "synth_kd"
 IDENTITY = ("checkpoint", "data", "data_manifest", "tokenizer", "config")
 _HARMONY = (
     "every document's control tokens and spans were checked when it was written: the frame, a question, one analysis, "
-    "one final with words; the first rows of each source were compared with openai-harmony token by token"
+    "one final with words; the first rows of each source were compared with openai-harmony token by token, if not cut"
 )
 
 STATE_PARTS = (

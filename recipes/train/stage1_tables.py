@@ -131,7 +131,7 @@ def packing_table(packing: Packing, rows: PackedRows) -> dict[str, Any]:
     """What a row holds and what attention stops at; `documents_cut` only where rows hold whole documents."""
     is_bounded, is_whole = packing != "whole_row", packing == "best_fit"
     cut = rows.documents_cut
-    kept = f"in rows too, but for the {cut} documents that are longer than one" if cut else "in rows too"
+    kept = "a row keeps its documents whole" + (f", but for the {cut} that are longer than one" if cut else "")
     padding = {
         "id": PAD_ID,
         "label": PAD_ID,

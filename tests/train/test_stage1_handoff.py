@@ -180,8 +180,8 @@ def test_what_it_says_of_truncation_follows_the_packing(shop: Workshop) -> None:
         data = tomllib.loads(texts(stage1_handoff.plan(checkpoint_context(shop, params)))["stage1.toml"])["data"]
         assert "parses" not in data["harmony"]
         said[packing, length] = data["truncation"].rpartition("; ")[2]
-    assert said["best_fit", 2048] == "in rows too"
-    assert said["best_fit", 40].startswith("in rows too, but for the ")
+    assert said["best_fit", 2048] == "a row keeps its documents whole"
+    assert said["best_fit", 40].startswith("a row keeps its documents whole, but for the ")
     assert said["document_bounded", 2048] == said["whole_row", 2048] == "a row may still begin or end inside a message"
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from recipes.data.assembly import Surroundings
 from recipes.data.conversation import ANALYSIS, FINAL, Exchange, Frame, HarmonyRenderer, Rendered
 from recipes.data.corpus_index import CorpusIndex, Entry, Split, index_prose, index_synth
 from recipes.data.dataset_manifest import MANIFEST, described
@@ -41,6 +42,7 @@ from recipes.recipe import Context, Gate, Report, RunResult, copy_file, json_fil
 from vpstore.errors import RecipeRefused
 
 Part = Literal["prose", "harmony"]
+_Item = tuple[str, str | Exchange]  # where it stands, and the document
 _ARRAYS = (("text_tokens", np.int32), ("text_lossmask", np.uint8), ("text_span", np.uint8))
 _SPLITS: tuple[Split, ...] = ("train", "valid")
 
@@ -66,17 +68,20 @@ class _Tally:
 
 
 class Encoder:
-    """Text or an exchange -> ids, loss mask and span."""
+    """Text or an exchange, with where it stands -> ids, loss mask and span."""
 
     def __init__(self, directory: Path, frame: Frame, max_tokens: int) -> None:
         self._tokenizer = HarmonyTokenizer.from_directory(directory)
         self._renderer = HarmonyRenderer(directory, frame)
+        self._around = Surroundings.of(self._renderer, self._tokenizer).size
         self._max_tokens = max_tokens
 
-    def __call__(self, document: str | Exchange) -> tuple[Rendered, int]:
-        """The arrays, and how many tokens were cut off."""
+    def __call__(self, item: _Item) -> tuple[Rendered | None, int]:
+        """The arrays, and how many tokens were cut off; None for a conversation that is too long."""
+        where, document = item
         if isinstance(document, Exchange):
-            return self._renderer.training(document), 0
+            is_short = self._size(document) <= self._max_tokens
+            return self._renderer.training(document, where=where) if is_short else None, 0
         ids = self._tokenizer.encode(document)
         kept = ids[: self._max_tokens - 1]
         mask = np.ones(len(kept) + 1, dtype=np.uint8)
@@ -85,6 +90,11 @@ class Encoder:
             mask[-2] = 0  # the text goes on here: its end is not to be learned
         tokens = np.asarray([*kept, EOD], dtype=np.int32)
         return Rendered(tokens, mask, np.zeros_like(mask)), len(ids) - len(kept)
+
+    def _size(self, exchange: Exchange) -> int:
+        """Tokens when it is rendered: counted first, since the renderer's time grows with the square of a text."""
+        texts = (exchange.user, exchange.analysis, exchange.final)
+        return self._around + sum(len(self._tokenizer.encode(text)) for text in texts)
 
 
 def run(context: Context) -> RunResult:
@@ -165,9 +175,11 @@ class _Job:
         harmony = round(self.total * self.params.harmony_share)
         return harmony if part == "harmony" else self.total - harmony
 
-    def documents(self, part: Part) -> Iterator[str | Exchange]:
-        for entry in self.indices[part].entries[self.split]:
-            yield _document(part, self.indices[part].row(entry), self.params)
+    def documents(self, part: Part) -> Iterator[_Item]:
+        index = self.indices[part]
+        for entry in index.entries[self.split]:
+            where = f"{index.files[entry.file].name}, byte {entry.offset}"
+            yield where, _document(part, index.row(entry), self.params)
 
 
 def _document(part: Part, row: Mapping[str, str], params: Params) -> str | Exchange:
@@ -223,7 +235,7 @@ def _within_budget(job: _Job, part: Part, *, encode: Workers, tally: _Tally) -> 
     """Documents of one part until the next one would not fit; `tally.tokens` grows as its reader counts."""
     entries = job.indices[part].entries[job.split]
     for number, (rendered, cut) in enumerate(encode(job.documents(part))):
-        if rendered.tokens.size > job.params.max_document_tokens:
+        if rendered is None:
             tally.losses[f"{part}_too_long"] += 1
             continue
         if tally.tokens[part] + rendered.tokens.size > job.budget(part):

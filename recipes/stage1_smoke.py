@@ -22,12 +22,12 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from recipes.runtime import fix_numerics
+from recipes.train.stage1_document import read_document
 from vpstore.errors import Interrupted, RecipeRefused, VpstoreError
 
 SCHEMA = 1
@@ -78,7 +78,7 @@ def _fail(error: VpstoreError, options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
-    document = _document(options.run)
+    document = read_document(options.run)
     fix_numerics(document["smoke"]["threads"])  # before anything imports torch
     from recipes.train.stage1_inputs import open_inputs
     from recipes.train.stage1_run import Stage1Run
@@ -88,23 +88,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     return Stage1Run(inputs, options.out).go()
 
 
-def _document(run: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((run / "stage1.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeRefused(
-            "there is no run to carry out",
-            where=run.name,
-            expected="the directory of the artifact stage1",
-            found=f"{type(error).__name__}: {error}",
-            next_step=f"vpstore build {RUN_REF}",
-        ) from error
-
-
 def _rehearse(options: argparse.Namespace) -> dict[str, Any]:
     started, options.out = time.monotonic(), options.out.resolve()
     run = resolve(RUN_REF)
-    document = _document(Path(run["path"]))
+    document = read_document(Path(run["path"]))
     command = [sys.executable, "-m", "recipes.stage1_smoke", "train", "--run", run["path"]]
     for role in ROLES:
         command += [f"--{role}", resolve_input(role, document["inputs"][role])]
@@ -174,8 +161,8 @@ def train_and_kill(command: Sequence[str], out: Path, after_step: int) -> None:
 def _has_logged(log: Path, step: int) -> bool:
     if not log.is_file():
         return False
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = (json.loads(line) for line in lines if line.endswith("\n"))
+    lines = log.read_bytes().splitlines(keepends=True)  # as bytes: a text's own line separators end no line
+    whole = (json.loads(line) for line in lines if line.endswith(b"\n"))
     return any(line["kind"] == "step" and line["step"] >= step for line in whole)
 
 
@@ -207,7 +194,7 @@ def compared(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:  RecipeRefused: they differ; what differs is named.
     """
-    from recipes.train.stage1_drift import drift
+    from recipes.train.stage1_drift import commits, drift
     from recipes.train.stage1_log import read_log
 
     resumed_from = [line["step"] for line in read_log(out / INTERRUPTED / "log.jsonl") if line["kind"] == "resumed"]
@@ -226,6 +213,7 @@ def compared(out: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         "run": found["run"],
         "resumed_from_step": resumed_from[0],
         "seconds": round(time.monotonic() - found["started"], 1),
+        "commits": commits(out / INTERRUPTED, out / UNINTERRUPTED),
         "training": found["twin"],
     }
     (out / "summary.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
@@ -237,6 +225,9 @@ def _said(summary: Mapping[str, Any]) -> str:
     run = summary.get("training", summary)
     before, after = run["before"], run["after"]
     lines = [f"steps          {run['steps']}, loss {run['loss_first']:.4f} -> {run['loss_last']:.4f}"]
+    if run["documents_cut"] is not None:
+        cut = f"{run['documents_cut']} of {run['documents']} documents are longer than a row and were cut"
+        lines.append(f"rows           {run['packing']}, {run['fill']:.3f} of their places filled; {cut}")
     for label, name in (("reasoning", "reasoning"), ("final", "final")):
         pair = [figures[f"held_out_cross_entropy_{name}"] for figures in (before, after)]
         lines.append(f"held out       {label}: {_figure(pair[0])} -> {_figure(pair[1])} nats a token")
@@ -249,6 +240,8 @@ def _said(summary: Mapping[str, Any]) -> str:
     ]
     if "verdict" in summary:
         lines.append(f"killed and     {summary['verdict']} from step {summary['resumed_from_step']}")
+        if len(commits := summary["commits"]) > 1:
+            lines.append(f"checkout       changed while it ran, the trainer's code did not: {', '.join(commits)}")
     return "\n".join(lines)
 
 

@@ -38,7 +38,6 @@ from recipes.recipe import Context, Gate, PlannedFile, Report, RunResult, copy_f
 from vpstore.errors import RecipeRefused
 
 _Record = dict[str, Any]
-_NO_LIMIT = Limits(max_tokens=2**31, min_analysis_tokens=4, min_user_tokens=4)
 
 
 def run(context: Context) -> RunResult:
@@ -52,13 +51,13 @@ def run(context: Context) -> RunResult:
     tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
     renderer = HarmonyRenderer(context.inputs["tokenizer"].path, Frame(**params.frame.model_dump()))
     settings = _settings(context, Surroundings.of(renderer, tokenizer))
-    differing = _Comparison(renderer, Assembler(tokenizer, settings.around, _NO_LIMIT), params)
+    differing = _Comparison(renderer, Assembler(tokenizer, settings.around, settings.limits), params)
     tasks, files = [], []
     for number, (name, path) in enumerate(sources):
         context.progress("sources", number, len(sources))
         found = described(path)
         with open_rows(path, SYNTH_COLUMNS, name=name) as reader:
-            differing.count(reader.rows(limit=params.compared_rows))
+            differing.count(reader.rows(limit=params.compared_rows), name=name)
             tasks += tasks_of(number, reader, sha256=found["sha256"], rows=params.rows_per_shard)
         files.append({"name": name, **found})
     records = _made(settings, tasks, context)
@@ -108,21 +107,26 @@ def _settings(context: Context, around: Surroundings) -> Settings:
 
 
 class _Comparison:
-    """Rows assembled here against the same rows rendered by openai-harmony, all three arrays."""
+    """Rows assembled here against the same rows rendered by openai-harmony, all three arrays.
+
+    Only rows that fit without a cut: what is cut has no rendering to be held against, and the library's time grows with
+    the square of a text's length, so that a single odd row could hold up a build for minutes.
+    """
 
     def __init__(self, renderer: HarmonyRenderer, assembler: Assembler, params: Params) -> None:
         self._renderer, self._assembler, self._nul_policy = renderer, assembler, params.nul_policy
         self.rows = self.differing = 0
 
-    def count(self, rows: Any) -> None:
-        for _, row in rows:
+    def count(self, rows: Any, *, name: str) -> None:
+        for number, row in rows:
             exchange = exchange_of(row, drops=Counter(), nul_policy=self._nul_policy)
             document = self._assembler.assemble(exchange) if exchange else None
-            if exchange is None or document is None:
+            if exchange is None or document is None or document.is_cut:
                 continue
-            pairs = zip(arrays_of([document]).arrays, self._renderer.training(exchange).arrays, strict=True)
+            theirs = self._renderer.training(exchange, where=f"{name}, row {number + 1}")
+            pairs = zip(arrays_of([document]).arrays, theirs.arrays, strict=True)
             self.rows += 1
-            self.differing += not all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+            self.differing += not all(np.array_equal(ours, their) for ours, their in pairs)
 
 
 def _made(settings: Settings, tasks: Sequence[Task], context: Context) -> list[_Record]:

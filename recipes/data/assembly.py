@@ -82,6 +82,11 @@ class Assembled(NamedTuple):
     analysis_cut: int  # how many tokens of the text are missing
     user_cut: int
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a text lost tokens."""
+        return self.analysis_cut + self.user_cut > 0
+
 
 class Assembler:
     """Encodes and puts together."""

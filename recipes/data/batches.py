@@ -1,28 +1,27 @@
 """Training batches out of aligned datasets: packed rows, document borders, exact position.
 
-Place in the path: indexed datasets -> **batches** -> training, calibration. Three datasets describe the same
-documents: tokens, loss mask and span; the latter two are stored shifted by one: index t speaks of the label after it.
+Place in the path: indexed datasets -> packed_rows -> **batches** -> training, calibration. Three datasets describe the
+same documents: tokens, loss mask and span; the latter two are stored shifted by one: index t speaks of the label after
+it.
 
-Invariants: the stream of tokens is the documents of one epoch after the other, each epoch in an order that only the
-seed and the epoch decide; row r of the stream is its tokens [r * T, (r + 1) * T), with the next token as last
-label. Step s holds rows s * B to (s + 1) * B - 1: a process of several takes its share of the rows of the same
-step, so that the order does not depend on how many there are, and a run resumes by its step number alone. No label
-crosses a document: the stored mask is 0 there. A document that crosses the end of a row goes on in the next one as
-a document of its own. Whether attention and positions stop at a document's end is the caller's choice (`bounded`),
-which stands in its params and so in the key.
+Invariants: step s holds rows s * B to (s + 1) * B - 1 of the packing's endless sequence, and a row follows from its
+number and the seed. A process of several takes its share of the rows of the same step, so that the order does not
+depend on how many there are, and a run resumes by its step number alone. No label that counts crosses a document: the
+stored mask is 0 there. The packing is the caller's choice; it stands in its params and so in the key.
 
 Shapes: B rows, T tokens a row.
 
 Example:
     dataset = AlignedDataset(Path("healing_text"), "train")
-    for batch in packed_batches(dataset, sequence_length=256, sequences=4, seed=0, start_step=0):
+    rows = packed_rows(dataset, "document_bounded", sequence_length=256, seed=0)
+    for batch in packed_batches(rows, sequences=4, start_step=0):
         loss = model(batch.ids_BT, batch.documents_BT)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -31,13 +30,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from recipes.data.encodings import O200K_HARMONY
 from recipes.data.megatron_dataset import IndexedDataset
-from recipes.data.order import document_order
+from recipes.data.packed_rows import NO_DOCUMENT, PackedRows, SlicedStream, filled_row, require_sizes
+from recipes.data.packing import PackedDocuments, Packing
 from vpstore.errors import RecipeRefused
 
 _TOKENS, _MASK, _SPAN = "_tokens", "_lossmask", "_span"
+# Of each of the three: what it holds, its dtype, and the largest value that means something.
+_ARRAYS = (
+    ("ids", np.dtype("<i4"), O200K_HARMONY.n_vocab - 1),
+    ("loss mask values", np.dtype("u1"), 1),
+    ("spans", np.dtype("u1"), 2),
+)
 _Array = npt.NDArray[Any]
-Packing = Literal["document_bounded", "whole_row"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,12 @@ class Batch:
     labels_BT: torch.Tensor  # int64: the id that follows
     loss_mask_BT: torch.Tensor  # float32: 1 where the label counts
     span_BT: torch.Tensor  # int64: of the label; 1 analysis, 2 final, 0 else
-    documents_BT: torch.Tensor  # int64: 0, 1, 2, … within the row; attention stays inside one number
+    documents_BT: torch.Tensor  # int64: 0, 1, 2, … within the row, -1 padding; attention stays inside one number
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, padding left out."""
+        return int((self.documents_BT != NO_DOCUMENT).sum())
 
     def share(self, rank: int, world: int) -> Batch:
         """The rows that process `rank` of `world` takes: consecutive ones, so that all shares in order are the batch.
@@ -72,12 +83,6 @@ class Batch:
         for start in range(0, self.ids_BT.shape[0], rows):
             yield self._rows(slice(start, start + rows))
 
-    def bounded(self, packing: Packing) -> Batch:
-        """The same rows under a packing: `whole_row` makes one document of each, as plain slicing does."""
-        if packing == "document_bounded":
-            return self
-        return replace(self, documents_BT=torch.zeros_like(self.documents_BT))
-
     def _rows(self, part: slice) -> Batch:
         return Batch(*(getattr(self, field.name)[part] for field in fields(self)))
 
@@ -90,15 +95,14 @@ class AlignedDataset:
 
     def __init__(self, directory: Path, split: Literal["train", "valid"]) -> None:
         self.where = f"{directory.name}/{split}"
-        names = sorted(path.name for path in (directory / split).glob(f"*{_TOKENS}.idx"))
-        if not names:
+        stems = _stems(directory / split)
+        if not stems:
             raise RecipeRefused(
                 "a data set has no shards",
                 where=self.where,
                 expected="at least one <shard>_tokens.idx",
                 next_step="build the data set first",
             )
-        stems = [name.removesuffix(f"{_TOKENS}.idx") for name in names]
         self.prefixes = [f"{split}/{stem}" for stem in stems]  # of the shards, relative to the data set
         self._shards = [_aligned(directory / split, stem) for stem in stems]
         self.lengths: npt.NDArray[np.int64] = np.concatenate([shard[0].lengths for shard in self._shards]).astype(
@@ -116,15 +120,44 @@ class AlignedDataset:
         return int(self.lengths.sum())
 
     def document(self, number: int) -> tuple[_Array, _Array, _Array]:
-        """Tokens, loss mask and span of one document; the latter two speak of the label, one token ahead."""
+        """Tokens, loss mask and span of one document; the latter two speak of the label, one token ahead.
+
+        Raises:  RecipeRefused: a value that means nothing, such as an id outside of the vocabulary.
+        """
         shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
-        tokens, mask, span = self._shards[shard]
         place = number - int(self._shard_starts[shard])
-        return tokens[place], mask[place], span[place]
+        found = []
+        for part, (name, _, most) in zip(self._shards[shard], _ARRAYS, strict=True):
+            values = part[place]
+            if values.size and not (values.min() >= 0 and values.max() <= most):
+                raise RecipeRefused(
+                    "a data set holds a value that means nothing",
+                    where=f"{self.where}/{part.prefix.name}, document {place}",
+                    expected=f"{name} from 0 to {most}",
+                    found=f"{values.min()} to {values.max()}",
+                    next_step="vpstore verify it, or build it again",
+                )
+            found.append(values)
+        return found[0], found[1], found[2]
+
+
+def _stems(folder: Path) -> list[str]:
+    """Names of the shards, in order, from any file of one: a shard that lacks a file is then found to lack it."""
+    ends = [f"{suffix}.{kind}" for suffix in (_TOKENS, _MASK, _SPAN) for kind in ("idx", "bin")]
+    return sorted({path.name.removesuffix(end) for end in ends for path in folder.glob(f"*{end}")})
 
 
 def _aligned(folder: Path, stem: str) -> tuple[IndexedDataset, IndexedDataset, IndexedDataset]:
     tokens, mask, span = (IndexedDataset(folder / (stem + part)) for part in (_TOKENS, _MASK, _SPAN))
+    for one, (_, dtype, _) in zip((tokens, mask, span), _ARRAYS, strict=True):
+        if one.dtype != dtype:
+            raise RecipeRefused(
+                "an array of a data set has another dtype",
+                where=f"{folder.name}/{one.prefix.name}",
+                expected=str(dtype),
+                found=str(one.dtype),
+                next_step="build the data set again",
+            )
     for other in (mask, span):
         for what in ("lengths", "documents"):
             if not np.array_equal(getattr(tokens, what), getattr(other, what)):
@@ -138,28 +171,28 @@ def _aligned(folder: Path, stem: str) -> tuple[IndexedDataset, IndexedDataset, I
     return tokens, mask, span
 
 
-def packed_batches(
-    dataset: AlignedDataset, *, sequence_length: int, sequences: int, seed: int, start_step: int
-) -> Iterator[Batch]:
+def packed_batches(rows: PackedRows, *, sequences: int, start_step: int) -> Iterator[Batch]:
     """Batches without end, from `start_step` on.
 
-    Args:    sequence_length, sequences: T and B. seed: decides the order of the documents, with the epoch.
-             start_step: number of batches that are skipped; equal to having drawn and dropped them.
-    Raises:  RecipeRefused: an empty data set or a size below 1.
+    Args:    sequences: B. start_step: number of batches that are skipped; equal to having drawn and dropped them.
+    Raises:  RecipeRefused: B is below 1.
     """
-    _require_sizes(dataset, sequence_length=sequence_length, sequences=sequences)
-    stream = _Stream(dataset, seed)
+    if sequences < 1:
+        raise RecipeRefused("no batch can be made", where="a batch", expected="at least one row", found=str(sequences))
     for step in count(start_step):
         first = step * sequences
-        yield _collate([stream.row(number, sequence_length) for number in range(first, first + sequences)])
+        yield _collate([rows.row(number) for number in range(first, first + sequences)])
 
 
-def calibration_batches(dataset: AlignedDataset, *, sequence_length: int, tokens: int) -> list[Batch]:
-    """The first `tokens` tokens of the data set in its own order, one row a batch; the last row may be shorter.
+def calibration_batches(
+    dataset: AlignedDataset, *, sequence_length: int, tokens: int, packing: Packing = "document_bounded"
+) -> list[Batch]:
+    """The first `tokens` tokens of the data set in its own order, one row a batch.
 
+    Sliced, the last row may be shorter. Packed by best fit, the last document is taken whole, so there may be more.
     Raises:  RecipeRefused: the data set holds fewer tokens, or a size is below 1.
     """
-    _require_sizes(dataset, sequence_length=sequence_length, sequences=tokens)
+    require_sizes(dataset, sequence_length, tokens)
     if dataset.tokens < tokens:
         raise RecipeRefused(
             "the calibration data is too small",
@@ -168,58 +201,15 @@ def calibration_batches(dataset: AlignedDataset, *, sequence_length: int, tokens
             found=f"{dataset.tokens} tokens",
             next_step="lower the number of calibration tokens, or raise the data set's token budget",
         )
-    stream = _Stream(dataset, None)
-    starts = range(0, tokens, sequence_length)
-    return [_collate([stream.window(start, min(sequence_length, tokens - start))]) for start in starts]
-
-
-def _require_sizes(dataset: AlignedDataset, *, sequence_length: int, sequences: int) -> None:
-    if min(dataset.tokens, sequence_length, sequences) < 1:
-        raise RecipeRefused(
-            "no batch can be made",
-            where=dataset.where,
-            expected="at least one document, one token a row and one row a batch",
-            found=f"{dataset.tokens} tokens, {sequence_length} tokens a row, {sequences} rows or tokens",
-        )
-
-
-class _Stream:
-    """The endless stream of tokens; `seed` None keeps the data set's own order."""
-
-    def __init__(self, dataset: AlignedDataset, seed: int | None) -> None:
-        self._dataset, self._seed = dataset, seed
-        self._epoch = -1
-        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._ends: npt.NDArray[np.int64] = np.empty(0, np.int64)
-
-    def row(self, number: int, length: int) -> _Array:
-        return self.window(number * length, length)
-
-    def window(self, start: int, length: int) -> _Array:
-        """[5, length]: ids, labels, mask, span, documents of the stream from `start` on."""
-        pieces = [np.empty((4, 0), np.int64)]
-        epoch, at = divmod(start, self._dataset.tokens)
-        missing, serial = length + 1, 0
-        while missing:
-            self._enter(epoch)
-            place = int(np.searchsorted(self._ends, at, side="right"))
-            tokens, mask, span = self._dataset.document(int(self._order[place]))
-            skipped = at - (int(self._ends[place]) - len(tokens))
-            part = slice(skipped, skipped + missing)
-            ids = np.asarray(tokens[part], dtype=np.int64)
-            pieces.append(np.stack([ids, mask[part], span[part], np.full(ids.size, serial)]).astype(np.int64))
-            missing, serial, at = missing - ids.size, serial + 1, at + ids.size
-            if at == self._dataset.tokens:
-                epoch, at = epoch + 1, 0
-        ids, mask, span, documents = np.concatenate(pieces, axis=1)
-        return np.stack([ids[:-1], ids[1:], mask[:-1], span[:-1], documents[:-1]])
-
-    def _enter(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            n = len(self._dataset)
-            self._order = np.arange(n) if self._seed is None else document_order(n, seed=self._seed, epoch=epoch)
-            self._ends = np.cumsum(self._dataset.lengths[self._order])
+    if packing == "best_fit":
+        first = np.arange(int(np.searchsorted(np.cumsum(dataset.lengths), tokens)) + 1)
+        packed = PackedDocuments(first, dataset.lengths[first], row_tokens=sequence_length)
+        rows = [filled_row(dataset, packed.row(row), sequence_length=sequence_length) for row in range(len(packed))]
+    else:
+        stream = SlicedStream(dataset, packing, sequence_length=sequence_length, seed=None)
+        starts = range(0, tokens, sequence_length)
+        rows = [stream.window(start, min(sequence_length, tokens - start)) for start in starts]
+    return [_collate([row]) for row in rows]
 
 
 def _collate(rows: list[_Array]) -> Batch:

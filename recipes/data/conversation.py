@@ -99,10 +99,11 @@ class HarmonyRenderer:
             tuple(self._encoding.encode("final")): FINAL,
         }
 
-    def training(self, exchange: Exchange) -> Rendered:
+    def training(self, exchange: Exchange, *, where: str = "a conversation") -> Rendered:
         """The whole exchange, ended by `<|return|>` and an end-of-document token that is not learned.
 
-        Raises:  RecipeRefused: a lone surrogate.
+        Args:    where: the row that it is made of, for a refusal.
+        Raises:  RecipeRefused: a lone surrogate, or a text that the library breaks down on.
         """
         for name in ("user", "analysis", "final"):
             require_scalar_text(getattr(exchange, name), where=name)
@@ -113,21 +114,24 @@ class HarmonyRenderer:
             Message.from_role_and_content(Role.ASSISTANT, exchange.final).with_channel("final"),
         ]
         conversation = Conversation.from_messages(messages)
-        tokens = self._encoding.render_conversation_for_training(conversation, _KEEP_ANALYSIS)
+        with _without_panic(where):
+            tokens = self._encoding.render_conversation_for_training(conversation, _KEEP_ANALYSIS)
         spans = np.asarray([*self._spans(tokens), 0], dtype=np.uint8)
         return Rendered(
             np.asarray([*tokens, EOD], dtype=np.int32), shifted((spans > 0).astype(np.uint8)), shifted(spans)
         )
 
-    def prompt(self, user: str) -> list[int]:
+    def prompt(self, user: str, *, where: str = "a prompt") -> list[int]:
         """The frame and a question, up to where the assistant speaks.
 
-        Raises:  RecipeRefused: a lone surrogate.
+        Args:    where: the row that it is made of, for a refusal.
+        Raises:  RecipeRefused: a lone surrogate, or a text that the library breaks down on.
         """
         require_scalar_text(user, where="user")
         messages = [*self._opening, Message.from_role_and_content(Role.USER, user)]
         conversation = Conversation.from_messages(messages)
-        return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT, _KEEP_ANALYSIS))
+        with _without_panic(where):
+            return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT, _KEEP_ANALYSIS))
 
     def _spans(self, tokens: list[int]) -> list[int]:
         """Per token: 1 in an analysis message, 2 in a final message, 0 in another role's."""
@@ -139,6 +143,23 @@ class HarmonyRenderer:
             if role == self._assistant:
                 spans[start:stop] = [self._channels[channel]] * (stop - start)
         return spans
+
+
+@contextmanager
+def _without_panic(where: str) -> Iterator[None]:
+    """A panic of the library's Rust code as a refusal; it is no Exception, and its class cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RecipeRefused(
+            "openai-harmony broke down on a text",
+            where=where,
+            expected="a text that it can encode",
+            found=str(error)[-200:],
+            next_step="take the row out of the source, and report its text: rows that it fails on should be dropped",
+        ) from error
 
 
 def shifted(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

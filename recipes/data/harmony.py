@@ -43,7 +43,9 @@ NUMERIC_GOLDENS: dict[str, tuple[int, ...]] = {
 }
 
 # White space of the expression's \s but for the two line breaks that its pieces end with.
-_RUN = re.compile(r"[\t\x0b\x0c \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{2,}+")
+_BLANKS = r"\t\x0b\x0c \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_RUN = re.compile(f"[{_BLANKS}]{{2,}}+")
+_WHITE_RUN = re.compile(f"[{_BLANKS}\r\n]{{2,}}+")
 LONG_RUN = 100_000  # characters; the engine gives up somewhere between 400,000 and 1,000,000
 
 
@@ -118,8 +120,13 @@ class HarmonyTokenizer:
 
 
 def has_long_blanks(text: str) -> bool:
-    """Whether text has a run of blanks that overflows an encoder which does not cut it."""
-    return next(_long_blanks(text, LONG_RUN), None) is not None
+    """Whether text has a run of white space at which openai-harmony overflows; in time linear in the text.
+
+    Its older engine overflows also where ours does not: in a run that holds line breaks, or that one follows.
+    """
+    if len(text) < LONG_RUN:
+        return False
+    return any(run.end() - run.start() >= LONG_RUN for run in _WHITE_RUN.finditer(text))
 
 
 def _long_blanks(text: str, length: int) -> Iterator[tuple[int, int]]:

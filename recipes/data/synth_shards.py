@@ -4,7 +4,7 @@ Place in the path: rows, synth, assembly -> **synth_shards** -> the recipe synth
 
 Invariants: a shard's bytes follow from its rows and the settings alone; its record is written last, under its name at
 once, and names every file by SHA-256, so that after a kill at any moment a shard is either found whole or made again;
-rows read = documents + dropped, in each shard.
+rows read = documents + dropped, in each shard; every document was found to be a conversation before it is written.
 
 In the folder of the parts:
     <file>-<chunk>/{train,valid}_{tokens,lossmask,span}.{bin,idx}, heldout.jsonl, record.json
@@ -35,6 +35,7 @@ from recipes.data.megatron_dataset import IndexedDatasetWriter, bin_path, idx_pa
 from recipes.data.row_reader import Mark, RowReader
 from recipes.data.rows import open_rows
 from recipes.data.split import is_held_out
+from recipes.data.structure import Structure
 from recipes.data.synth import SYNTH_COLUMNS, exchange_of, has_control_text
 from recipes.data.text import NulPolicy
 from recipes.data.truncation import Limits
@@ -154,6 +155,7 @@ class _Shard:
 
     def __init__(self, settings: Settings, folder: Path, name: str) -> None:
         self._settings, self._folder, self._name = settings, folder, name
+        self._structure = Structure(settings.around)
         self._dropped: Counter[str] = Counter()
         self._noted: Counter[str] = Counter()
         self._splits: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
@@ -231,6 +233,7 @@ class _Shard:
             return
         rendered = arrays_of(documents)
         lengths = [len(one.tokens) for one in documents]
+        self._structure.require(rendered, lengths, where=f"{self._name}, {split}")
         for writer, values in zip(writers, rendered.arrays, strict=True):
             writer.add_documents(values, lengths)
         counts = self._splits[split]

@@ -84,11 +84,11 @@ class Workers:
 def number_of_workers() -> int:
     """How many processes the environment asks for.
 
-    Raises:  UsageError: it says something else than a whole number.
+    Raises:  UsageError: it says something else than a whole number from 1 on.
     """
     found = os.environ.get(WORKERS_VARIABLE, "1")
-    if not (found.isascii() and found.isdigit()):
-        next_step = "unset it, or give it a whole number: as many processes as memory allows"
+    if not (found.isascii() and found.isdigit() and int(found) > 0):
+        next_step = "unset it, or give it a whole number from 1 on: as many processes as memory allows"
         raise UsageError("not a number of processes", where=WORKERS_VARIABLE, found=repr(found), next_step=next_step)
     return int(found)
 

@@ -25,7 +25,6 @@ from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.ffn import FeedForward, relu_squared
 from recipes.model.modules import INITIAL_STD, Projection
 from recipes.model.precision import KeepsFloat32, wide
-from recipes.model.routing import Routing as Routing  # what a layer leaves behind: also known by this module
 from recipes.model.routing import routing_statistics, top_in_groups
 from recipes.model.stream import Stream
 
@@ -131,14 +130,17 @@ class MixtureOfExperts(nn.Module):
         x_NH = x_BTH.flatten(0, -2)
         logits_NE, scores_NE = self.router.scores(x_NH)
         expert_Nk = self.router.choose(scores_NE)
-        counts_E = torch.bincount(expert_Nk.flatten(), minlength=self.moe.num_experts)
+        counts_E = self._counts(expert_Nk)
         if state.collect:
-            state.routing[self.number] = routing_statistics(
-                torch.unflatten(scores_NE, 0, x_BTH.shape[:-1]), counts_E, self.moe
-            )
+            kept_BT, scores_BTE = state.kept_BT, torch.unflatten(scores_NE, 0, x_BTH.shape[:-1])
+            kept_counts_E = counts_E if kept_BT is None else self._counts(expert_Nk[kept_BT.flatten()])
+            state.routing[self.number] = routing_statistics(scores_BTE, kept_counts_E, self.moe, kept_BT=kept_BT)
         outputs_NkH = self._dispatch(x_NH, expert_Nk, counts_E.tolist())
         gates_Nk = self.router.gates(logits_NE, expert_Nk)
         return (wide(outputs_NkH) * gates_Nk[..., None]).sum(1).to(x_BTH.dtype).view_as(x_BTH)
+
+    def _counts(self, expert_Nk: Tensor) -> Tensor:
+        return torch.bincount(expert_Nk.flatten(), minlength=self.moe.num_experts)
 
     def _dispatch(self, x_NH: Tensor, expert_Nk: Tensor, sizes: list[int]) -> Tensor:
         """Sort the tokens' copies by expert, apply, put them back: [N, k, H]."""

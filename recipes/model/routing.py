@@ -24,7 +24,7 @@ from recipes.model.config import MoeConfig
 
 @dataclass(frozen=True)
 class Routing:
-    """What one MoE layer did with one batch; only `balance_loss` carries gradient."""
+    """What one MoE layer did with one batch, padding left out; only `balance_loss` carries gradient."""
 
     counts_E: Tensor  # int64: tokens that chose each expert
     mean_scores_E: Tensor  # mean over tokens of the normalised scores; sums to 1
@@ -56,19 +56,25 @@ def top_in_groups(scores_NE: Tensor, *, groups: int, keep: int, k: int) -> Tenso
     return top_by_index(grouped_NJe.masked_fill(~kept_NJ[..., None], float("-inf")).flatten(-2), k)
 
 
-def routing_statistics(scores_BTE: Tensor, counts_E: Tensor, moe: MoeConfig) -> Routing:
+def routing_statistics(
+    scores_BTE: Tensor, counts_E: Tensor, moe: MoeConfig, *, kept_BT: Tensor | None = None
+) -> Routing:
     """Statistics of one layer's scores.
 
     The balance loss is weight * mean over rows of E sum_i f_i P_i, with f_i the share of the row's plain top-k
     choices (no bias, no groups) and P_i the row's mean normalised score.
+
+    Args:    counts_E: of the kept tokens. kept_BT: False at padding, which is left out of every mean; None: none.
     Source:  DeepSeek-V3, arXiv:2412.19437 (sequence-wise auxiliary loss).
     """
-    tokens, experts = scores_BTE.shape[-2:]
     share_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
+    kept_BT1 = torch.ones_like(share_BTE[..., :1]) if kept_BT is None else kept_BT[..., None].to(share_BTE.dtype)
+    tokens_B1 = kept_BT1.sum(1).clamp(min=1)
+    kept_BTE = share_BTE * kept_BT1
     chosen_BTk = top_by_index(share_BTE.detach(), moe.top_k)
-    hits_BE = F.one_hot(chosen_BTk.flatten(1), experts).sum(1)
-    f_BE = hits_BE.to(share_BTE.dtype) / (moe.top_k * tokens)
-    loss = moe.balance_loss_weight * experts * (f_BE * share_BTE.mean(1)).sum(-1).mean()
+    hits_BTE = F.one_hot(chosen_BTk, moe.num_experts).sum(2)
+    f_BE = (hits_BTE * kept_BT1).sum(1) / (moe.top_k * tokens_B1)
+    loss = moe.balance_loss_weight * moe.num_experts * (f_BE * (kept_BTE.sum(1) / tokens_B1)).sum(-1).mean()
     with torch.no_grad():
-        entropy = -torch.xlogy(share_BTE, share_BTE).sum(-1).mean()
-        return Routing(counts_E, share_BTE.mean((0, 1)), entropy, loss)
+        entropy = -(torch.xlogy(share_BTE, share_BTE).sum(-1) * kept_BT1[..., 0]).sum() / tokens_B1.sum()
+        return Routing(counts_E, kept_BTE.sum((0, 1)) / tokens_B1.sum(), entropy, loss)

@@ -5,7 +5,8 @@ values into it, MoE layers leave their routing statistics when `collect` is on. 
 one layer alone.
 
 Invariants: a document is a maximal run of equal ids inside a row; positions restart at each; a token sees only its own
-run. Score biases hold 0 or the ALiBi term where a key is visible and -inf where it is not, in at least float32.
+run. A negative id is padding: a run like any other, of which routers keep no count. Score biases hold 0 or the ALiBi
+term where a key is visible and -inf where it is not, in at least float32.
 
 Shapes: B batch, T tokens, K KV heads, G query heads a KV head, S keys, D head dimension.
 
@@ -31,6 +32,7 @@ class Stream:
 
     positions_BT: Tensor  # int64, within the document
     run_BT: Tensor | None = None  # int64, number of the document within its row; None: one document a row
+    kept_BT: Tensor | None = None  # bool, False at padding; None: there is none
     rotary: RotaryTables | None = None
     v1_BTKD: Tensor | None = None  # layer 1's values, before attention
     collect: bool = False
@@ -39,9 +41,9 @@ class Stream:
 
     @classmethod
     def of(cls, documents_BT: Tensor, *, collect: bool = False) -> Stream:
-        """State of a batch whose rows hold several documents each."""
-        run_BT = document_runs(documents_BT)
-        return cls(positions_within(run_BT), run_BT, collect=collect)
+        """State of a batch whose rows hold several documents each, and padding if an id is negative."""
+        run_BT, kept_BT = document_runs(documents_BT), documents_BT >= 0
+        return cls(positions_within(run_BT), run_BT, None if kept_BT.all() else kept_BT, collect=collect)
 
     @classmethod
     def of_rows(cls, tokens: int, *, device: torch.device, collect: bool = False) -> Stream:

@@ -51,6 +51,16 @@ class PeriodParams(ParamsBase):
     router_log: int = Field(gt=0)
 
 
+class EvaluationParams(ParamsBase):
+    """What the full-size run measures at each evaluation; the stop rules depend on it."""
+
+    held_out_tokens: int = Field(gt=0)
+    control_rows: int = Field(gt=0)  # held-out conversations whose control tokens are looked at
+    prompts: int = Field(gt=0)  # held-out prompts that are answered
+    max_new_tokens: int = Field(gt=0)  # of an answer; one that does not end within them is not valid
+    decoding: Literal["greedy"]
+
+
 class StopParams(ParamsBase):
     """When the run ends before its tokens do, and when it must not go on."""
 
@@ -115,8 +125,9 @@ class Params(ParamsBase):
     optimizer: OptimizerParams
     seeds: SeedParams
     periods: PeriodParams
+    evaluation: EvaluationParams
     stop: StopParams
-    packing: Literal["document_bounded", "whole_row"]  # what attention and positions stop at
+    packing: Literal["document_bounded", "whole_row", "best_fit"]  # what a row holds, and what attention stops at
     teacher: Literal["openai/gpt-oss-120b"]
     later_stages: tuple[LaterStage, ...]
     smoke: SmokeParams

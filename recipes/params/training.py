@@ -68,10 +68,11 @@ class TrainingParams(ParamsBase):
     sequences: int = Field(gt=0)  # rows of the global batch
     micro_sequences: int = Field(gt=0)  # rows that are in memory at a time; changes rounding only
     seed: int
-    save_every_steps: int = Field(gt=0)
+    save_every_steps: int = Field(gt=0)  # below `steps`; the last step needs none
     recompute: bool = False  # activations again in the backward pass instead of keeping them
-    # Attention and positions inside a document, or through the whole row whatever documents it holds.
-    packing: Literal["document_bounded", "whole_row"] = "document_bounded"
+    # The stream of documents in slices, attention and positions inside a document or through the whole row; or whole
+    # documents packed by best fit, attention and positions inside each.
+    packing: Literal["document_bounded", "whole_row", "best_fit"] = "document_bounded"
     schedule: ScheduleParams
     optimizer: OptimizerParams
     loss: LossParams
@@ -83,6 +84,8 @@ class TrainingParams(ParamsBase):
             raise ValueError(f"{self.sequences} rows do not divide into micro-batches of {self.micro_sequences}")
         if self.schedule.warmup_steps > self.steps:
             raise ValueError(f"a warm-up of {self.schedule.warmup_steps} steps does not fit into {self.steps}")
+        if self.save_every_steps >= self.steps > 1:
+            raise ValueError(f"a state every {self.save_every_steps} steps is never saved in {self.steps} steps")
         return self
 
 

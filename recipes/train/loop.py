@@ -6,7 +6,8 @@ follows from the seed and the step's number alone, so a resumed run continues as
 Legend: B rows of the global batch, T tokens a row, N counted tokens.
 
 Invariants: 2n steps give the same bits as n steps, a kill, a resume and n steps; the objective is a mean over the
-global batch however it is cut into micro-batches; a step whose loss or gradient is not finite changes nothing.
+global batch however it is cut into micro-batches; a step whose loss or gradient is not finite changes nothing; where
+tokens are counted, padding is left out.
 
 Example:
     trainer = Trainer(model, params.train, dataset, Scratch(context.scratch, Identity.of(context)))
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +28,9 @@ import torch
 from torch import Tensor
 
 from recipes.data.batches import AlignedDataset, Batch, packed_batches
+from recipes.data.packed_rows import packed_rows
 from recipes.model.health import added_counts, balance_loss, router_health, worst_health
-from recipes.model.moe import Routing
+from recipes.model.routing import Routing
 from recipes.model.transformer import Student
 from recipes.params.training import TrainingParams
 from recipes.recipe import Progress
@@ -35,7 +38,7 @@ from recipes.train.losses import token_weights, weighted_token_losses
 from recipes.train.optimizer import Optimizer, clip_gradients
 from recipes.train.schedule import factor
 from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
-from recipes.train.step_figures import Row, StepFigures, added, span_counts
+from recipes.train.step_figures import Row, StepFigures
 from vpstore.errors import RecipeRefused
 
 # Told of each finished step before it is saved; what it puts into the record is saved too. True ends the run.
@@ -76,6 +79,7 @@ class Trainer:
         phases: Sequence[Phase] = (ALL_WEIGHTS,),
     ) -> None:
         self.model, self.params, self.dataset, self.scratch = model, params, dataset, scratch
+        self.packed = packed_rows(dataset, params.packing, sequence_length=params.sequence_length, seed=params.seed)
         self.phases = sorted(phases, key=lambda phase: phase.first_step)
         self.optimizer = Optimizer(dict(model.named_parameters()), params.optimizer)
         self.step = 0
@@ -98,7 +102,7 @@ class Trainer:
     def position(self) -> dict[str, int]:
         """What the next step starts from: all of it follows from the step, the params and the size of the data."""
         samples = self.step * self.params.sequences
-        epoch, token = divmod(samples * self.params.sequence_length, self.dataset.tokens)
+        epoch, token = divmod(self.packed.tokens_before(samples), self.dataset.tokens)
         return {
             "consumed_samples": samples,
             "epoch": epoch,
@@ -156,16 +160,8 @@ class Trainer:
         progress("training", self.step, self.params.steps)
 
     def _batches(self) -> Iterator[Batch]:
-        p = self.params
-        endless = packed_batches(
-            self.dataset,
-            sequence_length=p.sequence_length,
-            sequences=p.sequences,
-            seed=p.seed,
-            start_step=self.step,
-        )
-        for _, batch in zip(range(self.step, p.steps), endless, strict=False):
-            yield batch.bounded(p.packing)
+        endless = packed_batches(self.packed, sequences=self.params.sequences, start_step=self.step)
+        return islice(endless, self.params.steps - self.step)
 
     def _train_step(self, batch: Batch) -> StepFigures | None:
         """One update, and its row in the record; None if it was refused, and then nothing has changed."""
@@ -203,7 +199,7 @@ class Trainer:
         """Gradients of the global batch: each process's share, one micro-batch after the other."""
         shares = [batch.share(rank, self.world) for rank in range(self.world)]
         # The counts are reduced over all processes before the first loss is divided by one of them.
-        figures = StepFigures(added([span_counts(share) for share in shares]))
+        figures = StepFigures.of(batch, shares)
         rows = batch.ids_BT.shape[0]
         routed = [
             self._micro_batch(part, figures, of_rows=rows)
@@ -232,7 +228,7 @@ class Trainer:
         balance = balance_loss(state.routing) * share
         (loss + balance).backward()  # type: ignore[no-untyped-call]
         figures.add(loss, balance, nll_N, span_N)
-        figures.add_layers(state.routing, share)
+        figures.add_layers(state.routing, of_rows=share, of_tokens=part.tokens / figures.tokens)
         return state.routing
 
     def _weights(self, span_N: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -243,6 +239,7 @@ class Trainer:
         recent = [row["loss"] for row in self.record["rows"][-self.params.spikes.window :]]
         is_judged = len(recent) == self.params.spikes.window
         consumed = (self.step + 1) * self.params.sequences
+        tokens = self.packed.tokens_before(consumed)
         return {
             "step": self.step + 1,
             "phase": phase.name,
@@ -251,8 +248,10 @@ class Trainer:
             "is_spike": is_judged and figures.loss > self.params.spikes.factor * median(recent),
             "gradient_norm": norm,
             "consumed_samples": consumed,
-            "consumed_tokens": consumed * self.params.sequence_length,
-            "epoch": consumed * self.params.sequence_length // self.dataset.tokens,
+            "consumed_tokens": tokens,  # here and below: without padding
+            "epoch": tokens // self.dataset.tokens,
+            "tokens": figures.tokens,
+            "fill": figures.tokens / figures.places,
             **figures.cross_entropies(),
             **{f"rate_{kind}": rate for kind, rate in self.optimizer.rates(share).items()},
         }

@@ -59,6 +59,7 @@ def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
         "seed": str(run["seeds"]["model"]),
         "save-interval": str(periods["save"]),
         "eval-interval": str(periods["evaluate"]),
+        "eval-iters": str(run["evaluation"]["batches"]),
         "log-interval": "1",
         "dist-ckpt-strictness": "raise_all",
     }
@@ -67,7 +68,8 @@ def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
 def _switches(precision: str, packing: str) -> dict[str, str | None]:
     names = ["group-query-attention", "untie-embeddings-and-output-weights", "qk-layernorm", "squared-relu"]
     names += ["override-opt-param-scheduler"]
-    names += ["reset-position-ids", "reset-attention-mask"] if packing == "document_bounded" else []
+    # Upstream resets behind each <|endoftext|>: the end of every document, and every place of padding.
+    names += ["reset-position-ids", "reset-attention-mask"] if packing != "whole_row" else []
     names += ["moe-router-enable-expert-bias"] + (["bf16"] if precision == "bf16" else [])
     return dict.fromkeys(names)
 
@@ -90,6 +92,32 @@ def _moe_arguments(layers: int, moe: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
+_BEST_FIT = (
+    "no upstream flag: rows of whole documents, packed by best fit; upstream slices, so the data loader must pack",
+    "with that packing --reset-position-ids and --reset-attention-mask still apply: documents and padding end in EOD",
+    "no upstream flag: padding is EOD with loss mask 0; it is left out of token counts, router loads and balance loss",
+)
+
+
+def _data_paths(data: dict[str, Any]) -> list[str]:
+    """Prefixes below a directory that is not known here; mask and span have no flag."""
+    parts = " and ".join(f"_{name}" for name in data["arrays"][1:])
+    return [
+        f"--{split}-data-path, each below the directory of the data: "
+        + " ".join(f"{prefix}_{data['arrays'][0]}" for prefix in data[split])
+        for split in ("train", "valid")
+    ] + [f"no upstream flag: beside each of these prefixes lie those of loss mask and span, {parts}"]
+
+
+def _end_of_document(token: int) -> list[str]:
+    return [
+        f"--reset-position-ids and --reset-attention-mask reset behind tokenizer.eod, so that must answer {token}",
+        "no stock tokenizer does: HuggingFaceTokenizer on the tokenizer above answers 200002 (<|return|>),",
+        "NullTokenizer 201088, and with either attention runs through documents without a word;",
+        f"the trainer must set its tokenizer's eod to {token} (<|endoftext|>)",
+    ]
+
+
 def megatron_comments(run: dict[str, Any]) -> list[str]:
     """What the flags cannot say: the inputs by digest, and what the model code and the data loader must bring."""
     optimizer = run["optimizer"]
@@ -103,6 +131,9 @@ def megatron_comments(run: dict[str, Any]) -> list[str]:
         "add on the first start: --finetune (no optimizer state, step 0); on every start: --load, --save, data paths",
         f"no upstream flag: the data's order has a seed of its own, {run['seeds']['data_order']}",
         f"no upstream flag: router figures every {run['periods']['router_log']} steps; logs and stop rules of the TOML",
+        *_data_paths(run["data"]),
+        *(_end_of_document(run["tokenizer"]["end_of_document"]) if run["data"]["packing"] != "whole_row" else ()),
+        *(_BEST_FIT if run["data"]["packing"] == "best_fit" else ()),
         "no upstream flag: TPA on local layers, GRAPE-M frequencies in float32, ALiBi on global layers, value residual",
         "no upstream flag: the shared expert's output bias is applied; linear biases everywhere",
         f"no upstream flag: NorMuon for matrices, AdamW for the others; {rates}",

@@ -3,7 +3,8 @@
 Place in the path: two folders of states, two logs -> **stage1_drift** -> the verdict of a rehearsal.
 
 Invariants: states are compared tensor by tensor, bit by bit, and their documents field by field; of the logs, only what
-a clock or a restart writes is left out.
+a clock, a restart or git writes is left out. A commit changes no bit; the digest of the trainer's own code, in states
+and logs, is compared.
 
 Example:
     >>> drift(Path("interrupted"), Path("uninterrupted"))
@@ -24,13 +25,20 @@ from recipes.train.stage1_log import read_log
 from recipes.train.stage1_run import LOG_FILE, STATES
 from recipes.train.state import DOCUMENT, TENSORS
 
-_CLOCK = "tokens_per_second"
+_NO_DRIFT = {"tokens_per_second", "git_sha", "git_dirty"}
 
 
 def drift(one: Path, other: Path) -> list[str]:
     """What differs between two runs, by name; empty if nothing does."""
     states = [sorted((folder / STATES).glob("state-*"))[-1] for folder in (one, other)]
     return [*_tensors(*states), *_documents(*states), *_logs(one, other)]
+
+
+def commits(*runs: Path) -> list[str]:
+    """The states of the checkout that the processes of these runs say they were started in, each once."""
+    lines = [line for folder in runs for line in read_log(folder / LOG_FILE) if "git_sha" in line]
+    said = [f"{line['git_sha']}{' with changes' if line['git_dirty'] else ''}" for line in lines]
+    return list(dict.fromkeys(said))
 
 
 def _tensors(one: Path, other: Path) -> Iterator[str]:
@@ -57,7 +65,7 @@ def _documents(one: Path, other: Path) -> Iterator[str]:
 
 def _logs(one: Path, other: Path) -> Iterator[str]:
     first, second = (
-        [{key: line[key] for key in line if key != _CLOCK} for line in read_log(folder / LOG_FILE)]
+        [{key: line[key] for key in line if key not in _NO_DRIFT} for line in read_log(folder / LOG_FILE)]
         for folder in (one, other)
     )
     first, second = ([line for line in lines if line["kind"] != "resumed"] for lines in (first, second))

@@ -6,7 +6,7 @@ Invariants: measured on held-out documents in their own order, so that two evalu
 are added up before they are divided; an answer that did not end within its tokens is not valid, and is counted apart.
 
 Example:
-    figures = evaluate(model, Examination(valid, tokenizer, smoke, "document_bounded", (0.0, 1.0, 1.0)))
+    figures = evaluate(model, Examination(valid, tokenizer, smoke, "best_fit", (0.0, 1.0, 1.0)))
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from recipes.data.batches import AlignedDataset, Packing, calibration_batches
+from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.data.harmony import HarmonyTokenizer
+from recipes.data.packing import Packing
 from recipes.model.transformer import Student
 from recipes.train.conversation_validity import (
     RETURN,
@@ -59,10 +60,9 @@ def held_out_figures(model: Student, exam: Examination) -> dict[str, Any]:
     """Nats a token in each span, over all, and the objective as it is trained, without balance losses."""
     device = model.head_weight.device
     sums, counts = [0.0] * len(SPANS), [0] * len(SPANS)
-    tokens = min(exam.sizes["held_out_tokens"], exam.held_out.tokens)
-    for batch in calibration_batches(exam.held_out, sequence_length=exam.sizes["sequence_length"], tokens=tokens):
-        bounded = batch.bounded(exam.packing)
-        hidden_BTH = model.forward_hidden(bounded.ids_BT.to(device), bounded.documents_BT.to(device))
+    tokens, length = min(exam.sizes["held_out_tokens"], exam.held_out.tokens), exam.sizes["sequence_length"]
+    for batch in calibration_batches(exam.held_out, sequence_length=length, tokens=tokens, packing=exam.packing):
+        hidden_BTH = model.forward_hidden(batch.ids_BT.to(device), batch.documents_BT.to(device))
         kept_N = (batch.loss_mask_BT > 0).flatten()
         labels_N, span_N = batch.labels_BT.flatten()[kept_N], batch.span_BT.flatten()[kept_N]
         hidden_NH = hidden_BTH.flatten(0, 1)[kept_N.to(device)]

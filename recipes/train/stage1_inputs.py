@@ -15,23 +15,21 @@ Example:
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from blake3 import blake3
 
 from recipes.checkpoint import parse_student_config
 from recipes.data.dataset_manifest import checked_manifest
-from recipes.data.encodings import O200K_HARMONY
 from recipes.model.config import StudentConfig
-from recipes.train.losses import VALID_VOCAB
+from recipes.train.stage1_document import RUN_FILE, parse_document
+from recipes.train.stage1_tables import tokenizer_table
 from vpstore.errors import RecipeRefused
 
-MANIFEST_OF_ARTIFACT, RUN_FILE = "artifact.json", "stage1.toml"
-FORMAT = 1
+MANIFEST_OF_ARTIFACT = "artifact.json"
 Role = Literal["checkpoint", "data", "tokenizer"]
 ROLES: tuple[Role, ...] = ("checkpoint", "data", "tokenizer")
 
@@ -50,13 +48,12 @@ def open_inputs(run: Path, folders: Mapping[Role, Path]) -> Stage1Inputs:
     """Read the run's file and verify all that it names.
 
     Args:    run: the directory of the artifact `stage1`. folders: the directories of its inputs.
-    Raises:  RecipeRefused: an input, a manifest, a tokenizer or a model that is not the run's; damaged files.
+    Raises:  RecipeRefused: an input, a manifest, a tokenizer or a model that is not the run's; damaged files; a run
+             that is not complete.
     """
     verify_folder(run, "run")
     data = _read(run / RUN_FILE)
-    document = tomllib.loads(data.decode())
-    if document.get("format") != FORMAT:
-        raise _refusal("the run is written in another format", "run", str(FORMAT), str(document.get("format")))
+    document = parse_document(data)
     for role in ROLES:
         wanted, found = document["inputs"][role], verify_folder(folders[role], role)
         if found != wanted["digest"]:
@@ -66,7 +63,7 @@ def open_inputs(run: Path, folders: Mapping[Role, Path]) -> Stage1Inputs:
     digests: dict[str, str] = {role: document["inputs"][role]["digest"] for role in ROLES}
     digests |= {"data_manifest": _data_manifest(folders["data"], document["data"]), "config": _digest(data)}
     _require_tokenizer(document["tokenizer"])
-    config = parse_student_config(json.loads(_read(folders["checkpoint"] / "config.json")))
+    config = parse_student_config(_json(folders["checkpoint"] / "config.json"))
     if config.model_dump(mode="json") != document["model"]:
         raise _refusal("the checkpoint is another model", "checkpoint", "the [model] of the run", "its config.json")
     return Stage1Inputs(document, config, dict(folders), digests)
@@ -76,10 +73,11 @@ def verify_folder(folder: Path, what: str) -> str:
     """Hold every file of an artifact's directory against its manifest.
 
     Returns: the artifact's digest.
-    Raises:  RecipeRefused: no manifest, or a file that is missing or differs; the first one is named, all are counted.
+    Raises:  RecipeRefused: no manifest, one that is none, or a file that is missing or differs; the first one is
+             named, all are counted.
     """
     manifest = _read(folder / MANIFEST_OF_ARTIFACT)
-    faults = list(_faults(folder, json.loads(manifest)))
+    faults = list(_faults(folder, _rows(folder / MANIFEST_OF_ARTIFACT, what)))
     if faults:
         name, expected, found = faults[0]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -87,8 +85,35 @@ def verify_folder(folder: Path, what: str) -> str:
     return _digest(manifest)
 
 
-def _faults(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for row in manifest["files"]:
+def _rows(manifest: Path, what: str) -> list[Mapping[str, Any]]:
+    """The files that a manifest names; a path that leads out of its folder is refused before anything is opened."""
+    rows: list[Mapping[str, Any]] = _json(manifest).get("files")  # type: ignore[assignment]
+    kinds = {"path": str, "digest": str, "size_bytes": int}
+    is_list = isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)
+    if not is_list or not all(type(row.get(key)) is kind for row in rows for key, kind in kinds.items()):
+        expected = "files: a list of path, digest and size_bytes"
+        raise _refusal("an input has no manifest", f"{what}: {manifest.name}", expected, repr(rows)[:200])
+    for row in rows:
+        path = PurePosixPath(row["path"])
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in row["path"]:
+            expected = "paths inside of its folder"
+            raise _refusal("a manifest leads out of its folder", f"{what}: {manifest.name}", expected, row["path"])
+    return rows
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise _refusal("an input is damaged", path.name, "a JSON object", found[:200]) from error
+    if not isinstance(document, dict):
+        raise _refusal("an input is damaged", path.name, "a JSON object", repr(document)[:200])
+    return document
+
+
+def _faults(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    for row in rows:
         path = folder / row["path"]
         if not path.is_file():
             yield row["path"], row["digest"], "no such file"
@@ -108,12 +133,7 @@ def _data_manifest(folder: Path, wanted: Mapping[str, Any]) -> str:
 
 def _require_tokenizer(wanted: Mapping[str, Any]) -> None:
     """The ids of the run are this project's; the rank file itself is held against its digest when it is loaded."""
-    own = {
-        "encoding": O200K_HARMONY.name,
-        "ranks_sha256": O200K_HARMONY.ranks_sha256,
-        "padded_vocab": O200K_HARMONY.n_vocab,
-        "valid_vocab": VALID_VOCAB,
-    }
+    own = tokenizer_table()
     if dict(wanted) != own:
         raise _refusal("the run is written for another tokenizer", "tokenizer", str(dict(wanted)), str(own))
 

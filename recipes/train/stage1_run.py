@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from recipes import runtime
@@ -34,6 +35,7 @@ from recipes.train.stage1_log import Log, router_line, step_line
 from recipes.train.stage1_stop import judge_stop
 from recipes.train.state import DOCUMENT, Identity
 from recipes.train.step_figures import Row, StepFigures
+from recipes.train.trainer_code import code_digest
 from vpstore.errors import GateMissed
 
 LOG_FILE, STATES, SUMMARY_FILE = "log.jsonl", "states", "summary.json"
@@ -53,6 +55,7 @@ class Stage1Run:
 
     def __init__(self, inputs: Stage1Inputs, out: Path) -> None:
         self.inputs, self.out, self.document = inputs, out, inputs.document
+        self.digests = {**inputs.digests, "code": code_digest()}
         self.log = Log(out / LOG_FILE)
         self.trainer = self._trainer(training_params(inputs.document))
         self.trainer.world = self.document["smoke"]["processes"]
@@ -63,7 +66,8 @@ class Stage1Run:
         """Train to the end, or to where a stop rule says so.
 
         Returns: the summary, which is written beside the log too.
-        Raises:  RecipeRefused: a saved state of another run. GateMissed: a loss that is not finite, or a collapse.
+        Raises:  RecipeRefused: a saved state of another run or of other code, a log that is not whole.
+                 GateMissed: a loss that is not finite, or a collapse.
         """
         trainer = self.trainer
         is_resumed = trainer.resume()
@@ -81,9 +85,9 @@ class Stage1Run:
         return summary
 
     def _trainer(self, params: TrainingParams) -> Trainer:
-        folders, identity = self.inputs.folders, dict(self.inputs.digests)
+        folders = self.inputs.folders
         model = load_student(TensorReader(folders["checkpoint"]), self.inputs.config, device=runtime.device())
-        scratch = Scratch(self.out / STATES, Identity(identity, params.model_dump(mode="json")))
+        scratch = Scratch(self.out / STATES, Identity(self.digests, params.model_dump(mode="json")))
         self.exam = Examination(
             AlignedDataset(folders["data"], "valid"),
             HarmonyTokenizer.from_directory(folders["tokenizer"]),
@@ -98,8 +102,7 @@ class Stage1Run:
         sizes, step, record = self.document["smoke"], self.trainer.step, self.trainer.record
         is_last = step == sizes["steps"]
         now = time.monotonic()
-        tokens = sizes["sequence_length"] * sizes["global_sequences"]
-        self.log.write("step", step_line(row, tokens=tokens, seconds=now - self._clock))
+        self.log.write("step", step_line(row, seconds=now - self._clock))
         if step % sizes["router_log"] == 0 or is_last:
             health = router_health(self.trainer.model, figures.expert_counts or {})
             record["router"] = router_line(step, figures, health, self._uniform())
@@ -130,7 +133,7 @@ class Stage1Run:
         }
 
     def _provenance(self) -> dict[str, Any]:
-        digests, inputs = self.inputs.digests, self.document["inputs"]
+        digests, inputs = self.digests, self.document["inputs"]
         return {
             **git_state(),
             **{f"{name}_digest": digests[name] for name in sorted(digests)},
@@ -139,6 +142,16 @@ class Stage1Run:
             "device": runtime.device(),
             "precision": "fp32",  # of the rehearsal, whatever the run's file asks of the real trainer
             "smoke": dict(self.document["smoke"]),
+            **self._packing(),
+        }
+
+    def _packing(self) -> dict[str, Any]:
+        """How rows are made, and what it costs documents that are longer than the rehearsal's rows."""
+        trainer = self.trainer
+        return {
+            "packing": trainer.params.packing,
+            "documents": len(trainer.dataset),
+            "documents_cut": trainer.packed.documents_cut,
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -149,6 +162,9 @@ class Stage1Run:
         return {
             "schema": 1,
             "steps": trainer.step,
+            **self._packing(),
+            "consumed_tokens": record["rows"][-1]["consumed_tokens"] if losses else 0,
+            "fill": fmean(row["fill"] for row in record["rows"]) if losses else None,
             "loss_first": losses[0] if losses else None,
             "loss_last": losses[-1] if losses else None,
             "before": {name: ends[0].get(name) for name in _SUMMARISED},
@@ -156,7 +172,7 @@ class Stage1Run:
             "stop": record["stop"],
             "stopped": record["stopped"],
             "state_tensors": json.loads((state / DOCUMENT).read_text())["tensors"],
-            "digests": dict(self.inputs.digests),
+            "digests": self.digests,
         }
 
     def _require_sound(self) -> None:

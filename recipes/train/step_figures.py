@@ -6,7 +6,7 @@ Invariants: sums and counts are reduced over the global batch before anything is
 batch was cut; tensors by layer stay on the device until somebody asks.
 
 Example:
-    figures = StepFigures(added([span_counts(share) for share in shares]))
+    figures = StepFigures.of(batch, shares)
 """
 
 from __future__ import annotations
@@ -41,12 +41,19 @@ class StepFigures:
     """Sums over the micro-batches of one step."""
 
     counts: tuple[int, ...]  # counted tokens by span
+    tokens: int = 0  # without padding, whether they count or not
+    places: int = 0  # with padding
     loss: float = 0.0
     balance: float = 0.0
     nll: tuple[float, ...] = (0.0,) * len(SPANS)
     expert_counts: Mapping[int, Tensor] | None = None
     layer_balance: dict[int, Tensor] = field(default_factory=dict)  # weighted sequence loss by layer number
     layer_score_entropy: dict[int, Tensor] = field(default_factory=dict)  # nats, mean over tokens
+
+    @classmethod
+    def of(cls, batch: Batch, shares: Sequence[Batch]) -> StepFigures:
+        """Counts of a global batch, of which each process has its share."""
+        return cls(added([span_counts(share) for share in shares]), batch.tokens, batch.ids_BT.numel())
 
     def add(self, loss: Tensor, balance: Tensor, nll_N: Tensor, span_N: Tensor) -> None:
         """Add one micro-batch."""
@@ -55,11 +62,14 @@ class StepFigures:
         sums = [float(nll_N[span_N == span].double().sum()) for span in range(len(SPANS))]
         self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
 
-    def add_layers(self, routing: Mapping[int, Routing], share: float) -> None:
-        """Add what the layers with experts say of one micro-batch that is `share` of the global batch."""
+    def add_layers(self, routing: Mapping[int, Routing], *, of_rows: float, of_tokens: float) -> None:
+        """Add what the layers with experts say of one micro-batch.
+
+        Args:    of_rows, of_tokens: its share of the global batch's rows, and of its tokens.
+        """
         for number, one in routing.items():
-            pairs = ((self.layer_balance, one.balance_loss), (self.layer_score_entropy, one.score_entropy))
-            for table, value in pairs:
+            entropy = (self.layer_score_entropy, one.score_entropy, of_tokens)
+            for table, value, share in ((self.layer_balance, one.balance_loss, of_rows), entropy):
                 table[number] = table.get(number, torch.zeros_like(value)) + value.detach() * share
 
     def cross_entropies(self) -> Row:

@@ -44,6 +44,7 @@ FULL = {
     "vpDense@expand": ({"attention": "tpa", "num_layers": 80}, 676_943_631),
     "vpMoE@upcycle": ({"attention": "tpa", "num_layers": 80}, 6_022_571_535),
 }
+TRAININGS = ("vpDense0-5_28@compat-heal", "vpDense0-5_28@real-heal", "vpDense@wake-up", "vpMoE@smoke")
 # Where this project departs from the runbook's own configuration on purpose (docs/CHAIN.md); everything else is equal.
 DELIBERATE = {
     "layer 1 of vpMoE keeps the dense FFN width": ("vpMoE@upcycle", 512, 128, 786_816),
@@ -123,6 +124,14 @@ def test_every_stage_prepares_and_names_its_tokenizer(profile: str) -> None:
         assert prepared.tokenizer is not None
         donor = ref.object == "qwen3-0_6B" or ref.slug == "reports-qwen3-0_6B-main"
         assert prepared.tokenizer.padded_vocab == (151936 if donor else 201088)
+
+
+@pytest.mark.parametrize("profile", ["tiny", "upcycle"])
+@pytest.mark.parametrize("ref", TRAININGS)
+def test_a_killed_training_has_something_to_go_on_from(profile: str, ref: str) -> None:
+    """At least two states before the last step; the one after it is the result."""
+    found = params(profile, ref).train  # type: ignore[attr-defined]
+    assert (found.steps - 1) // found.save_every_steps >= 2
 
 
 def test_profiles_have_the_same_tables() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches, packed_batches
 from recipes.data.megatron_dataset import IndexedDatasetWriter
 from recipes.data.order import document_order
+from recipes.data.packed_rows import packed_rows
+from recipes.data.packing import Packing
 from vpstore.errors import RecipeRefused
 
 GOLDEN_ORDER = [7, 5, 6, 1, 4, 3, 0, 2]
@@ -43,9 +46,11 @@ def dataset(tmp_path: Path, documents: list[list[int]]) -> AlignedDataset:
     return AlignedDataset(tmp_path, "train")
 
 
-def draw(dataset: AlignedDataset, count: int, **changes: int) -> list[Batch]:
+def draw(dataset: AlignedDataset, count: int, *, packing: Packing = "document_bounded", **changes: int) -> list[Batch]:
     settings = {"sequence_length": 4, "sequences": 2, "seed": 5, "start_step": 0, **changes}
-    return list(islice(packed_batches(dataset, **settings), count))
+    rows = packed_rows(dataset, packing, sequence_length=settings["sequence_length"], seed=settings["seed"])
+    batches = packed_batches(rows, sequences=settings["sequences"], start_step=settings["start_step"])
+    return list(islice(batches, count))
 
 
 def equal(left: Batch, right: Batch) -> bool:
@@ -91,15 +96,24 @@ def test_no_label_that_counts_crosses_a_document(dataset: AlignedDataset) -> Non
         assert torch.equal(counted, counted & (batch.labels_BT == batch.ids_BT + 1) & (batch.labels_BT % 2 == 0))
 
 
-@given(start=st.integers(0, 200), length=st.integers(1, 40), sequences=st.integers(1, 5), seed=st.integers(-5, 2**65))
-@settings(max_examples=40, deadline=None)
+PACKINGS = st.sampled_from(["document_bounded", "whole_row", "best_fit"])
+
+
+@given(
+    packing=PACKINGS,
+    start=st.integers(0, 200),
+    length=st.integers(1, 40),
+    sequences=st.integers(1, 5),
+    seed=st.integers(-5, 2**65),
+)
+@settings(max_examples=60, deadline=None)
 def test_any_step_can_be_resumed_exactly(
-    tmp_path_factory: pytest.TempPathFactory, start: int, length: int, sequences: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, packing: Packing, start: int, length: int, sequences: int, seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("ds")
     write(folder, [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]])
     dataset = AlignedDataset(folder, "train")
-    shape = {"sequence_length": length, "sequences": sequences, "seed": seed}
+    shape: Any = {"packing": packing, "sequence_length": length, "sequences": sequences, "seed": seed}
     whole = draw(dataset, start + 3, **shape)
     resumed = draw(AlignedDataset(folder, "train"), 3, **shape, start_step=start)
     assert all(equal(left, right) for left, right in zip(whole[start:], resumed, strict=True))
@@ -163,19 +177,20 @@ def test_arrays_that_are_not_aligned_are_refused(tmp_path: Path) -> None:
 
 
 @given(
+    packing=PACKINGS,
     rows=st.sampled_from([4, 8, 12]),
     length=st.integers(1, 24),
     seed=st.integers(0, 2**40),
     start=st.integers(0, 30),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_one_two_and_four_processes_see_the_same_rows(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, length: int, seed: int, start: int
+    tmp_path_factory: pytest.TempPathFactory, packing: Packing, rows: int, length: int, seed: int, start: int
 ) -> None:
     """Each process draws for itself, from the step alone; the union in the order of the ranks is the global batch."""
     folder = tmp_path_factory.mktemp("ds")
     write(folder, [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]])
-    shape = {"sequence_length": length, "sequences": rows, "seed": seed, "start_step": start}
+    shape: Any = {"packing": packing, "sequence_length": length, "sequences": rows, "seed": seed, "start_step": start}
     whole = draw(AlignedDataset(folder, "train"), 3, **shape)
     for world in (1, 2, 4):
         ranks = [draw(AlignedDataset(folder, "train"), 3, **shape) for _ in range(world)]
@@ -202,13 +217,72 @@ def test_micro_batches_are_the_rows_in_order(dataset: AlignedDataset) -> None:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
 
-def test_the_packing_decides_documents_and_nothing_else(dataset: AlignedDataset) -> None:
-    batch = draw(dataset, 1, sequence_length=10)[0]
-    assert int(batch.documents_BT.max()) > 0
-    assert batch.bounded("document_bounded") is batch
-    whole = batch.bounded("whole_row")
+def test_the_two_slicing_packings_differ_in_documents_and_nothing_else(dataset: AlignedDataset) -> None:
+    bounded, whole = (
+        draw(dataset, 1, sequence_length=10, packing=packing)[0] for packing in ("document_bounded", "whole_row")
+    )
+    assert int(bounded.documents_BT.max()) > 0
     assert not whole.documents_BT.any()
-    assert all(torch.equal(getattr(whole, name), getattr(batch, name)) for name in FIELDS if name != "documents_BT")
+    assert all(torch.equal(getattr(whole, name), getattr(bounded, name)) for name in FIELDS if name != "documents_BT")
+    assert bounded.tokens == whole.tokens == bounded.ids_BT.numel()
+
+
+@pytest.mark.parametrize("kind", ["idx", "bin"])
+@pytest.mark.parametrize("part", ["tokens", "lossmask", "span"])
+def test_a_shard_that_lacks_a_file_is_not_passed_over(tmp_path: Path, part: str, kind: str) -> None:
+    for stem in ("shard_00", "shard_01"):
+        write(tmp_path, [[1, 2], [3]], stem)
+    (tmp_path / f"train/shard_01_{part}.{kind}").unlink()
+    with pytest.raises(RecipeRefused, match="damaged") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert refusal.value.where.startswith(f"shard_01_{part}")
+
+
+def test_a_shard_of_which_only_items_are_left_is_not_passed_over(tmp_path: Path) -> None:
+    for stem in ("shard_00", "shard_01"):
+        write(tmp_path, [[1, 2], [3]], stem)
+    for path in (tmp_path / "train").glob("shard_01_*.idx"):
+        path.unlink()
+    with pytest.raises(RecipeRefused, match="damaged"):
+        AlignedDataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"), [("tokens", "int64"), ("tokens", "uint16"), ("lossmask", "int32"), ("span", "int8")]
+)
+def test_another_dtype_is_refused(tmp_path: Path, part: str, dtype: str) -> None:
+    """The same values: whoever maps the files by the stated dtypes would read others."""
+    write(tmp_path, [[1, 2], [3]])
+    with IndexedDatasetWriter(tmp_path / f"train/text_{part}", dtype) as writer:
+        writer.add_document([1, 1])
+        writer.add_document([0])
+    with pytest.raises(RecipeRefused, match="another dtype") as refusal:
+        AlignedDataset(tmp_path, "train")
+    assert (refusal.value.where, refusal.value.found) == (f"train/text_{part}", dtype)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "least", "most"),
+    [("tokens", "int32", 0, 201087), ("lossmask", "uint8", 0, 1), ("span", "uint8", 0, 2)],
+)
+def test_values_that_mean_nothing_are_refused_when_they_are_read(
+    tmp_path: Path, part: str, dtype: str, least: int, most: int
+) -> None:
+    write(tmp_path, [[1, 2], [3, 4]])
+    for value in (least, most, most + 1, *([-1] if part == "tokens" else [])):
+        with IndexedDatasetWriter(tmp_path / f"train/text_{part}", dtype) as writer:
+            writer.add_document([0, 0])
+            writer.add_document([0, value])
+        dataset = AlignedDataset(tmp_path, "train")
+        dataset.document(0)
+        if least <= value <= most:
+            dataset.document(1)
+            continue
+        with pytest.raises(RecipeRefused, match="means nothing") as refusal:
+            dataset.document(1)
+        assert refusal.value.where == f"{tmp_path.name}/train/text_{part}, document 1"
+        with pytest.raises(RecipeRefused, match="means nothing"):
+            draw(dataset, 4)
 
 
 @pytest.mark.parametrize("part", ["lossmask", "span"])

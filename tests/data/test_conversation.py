@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.data.conversation import Exchange, Frame, HarmonyRenderer, Rendered, shifted
-from recipes.data.harmony import EOD, HarmonyTokenizer
+from recipes.data.harmony import EOD, HarmonyTokenizer, has_long_blanks
 from vpstore.errors import RecipeRefused
 
 FRAME = Frame("You are a test.", "High", "2026-01-01", "2024-06", "Answer.")
@@ -94,6 +94,30 @@ def test_a_lone_surrogate_is_refused_with_its_place(renderer: HarmonyRenderer, n
     if name == "user":
         with pytest.raises(RecipeRefused, match="surrogate"):
             renderer.prompt("\ud800")
+
+
+OVERFLOWING = [" " * 1_000_000 + "\nmore", " \t" * 500_000 + "\n\n", "\n " * 500_000]
+
+
+@pytest.mark.parametrize("text", OVERFLOWING, ids=["blanks, then a line break", "tabs", "lines of one blank"])
+def test_a_text_that_the_library_breaks_down_on_is_refused_by_its_row(renderer: HarmonyRenderer, text: str) -> None:
+    assert has_long_blanks(text)  # so that no recipe renders it
+    with pytest.raises(RecipeRefused, match="broke down") as caught:
+        renderer.training(Exchange(text, "a", "f"), where="synth/a.jsonl, row 7")
+    assert (caught.value.where, caught.value.exit_code) == ("synth/a.jsonl, row 7", 20)
+    assert "StackOverflow" in caught.value.found
+    with pytest.raises(RecipeRefused, match="broke down"):
+        renderer.prompt(text)
+
+
+def test_an_interruption_is_no_panic(renderer: HarmonyRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def render_conversation_for_training(self, *arguments: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(renderer, "_encoding", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        renderer.training(Exchange("u", "a", "f"))
 
 
 def test_the_environment_is_left_as_it_was(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,13 +60,14 @@ def test_cutting_long_blanks_changes_nothing(
 @pytest.mark.parametrize(("before", "after"), [("", ""), ("a", "!"), ("!\n", "a"), ("\n", "\n"), ("1\r\n", " x")])
 def test_more_than_a_million_blanks_are_encoded(harmony: HarmonyTokenizer, before: str, after: str) -> None:
     text = before + " " * 1_100_000 + after
-    assert has_long_blanks(text) == (after != "\n")
+    assert has_long_blanks(text)
     assert harmony.decode(harmony.encode(text)) == text
 
 
 def test_runs_just_below_the_limit_take_linear_time(harmony: HarmonyTokenizer) -> None:
-    text = (" " * 99_999 + "a") * 10 + " " * 400_000 + "\n"
+    text = (" " * 99_999 + "a") * 10
     assert not has_long_blanks(text)
+    text += " " * 400_000 + "\n"
     assert harmony.decode(harmony.encode(text)) == text
 
 

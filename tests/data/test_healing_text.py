@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from recipes import healing_text
 from recipes.data.batches import AlignedDataset
+from recipes.data.conversation import HarmonyRenderer
 from recipes.data.harmony import EOD, HarmonyTokenizer
 from recipes.data.split import is_held_out
 from recipes.data.synth_sample import sample_row
@@ -94,6 +96,30 @@ def test_gates_counts_and_drops(built: tuple[RunResult, Path]) -> None:
             is_held_out(f"vpstore-sample-{n:05d}", fraction=0.3, digest="blake2b") == (split == "valid")
             for n in range(150)
         )
+
+
+def test_odd_conversations_are_counted_and_never_rendered(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library breaks down on the first three and takes minutes for texts like the others."""
+    endless = (" " * 1_000_000 + "\nmore", " \t" * 500_000 + "\n\n", "\n " * 500_000)
+    long = ("x" + "\u3000" * 9_999, "\n" * 9_999 + "x", "word " * 400)
+    odd = [{**sample_row(0), "synth_id": f"odd-{n}", "query": f"? {text}"} for n, text in enumerate(endless + long)]
+    right, lengths = HarmonyRenderer.training, []
+
+    def noted(self: Any, exchange: Any, **named: Any) -> Any:
+        rendered = right(self, exchange, **named)
+        lengths.append(rendered.tokens.size)
+        return rendered
+
+    monkeypatch.setattr(HarmonyRenderer, "training", noted)
+    given = context(tmp_path, assets, train_tokens=200_000, valid_tokens=200_000)
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in odd))
+    metrics = healing_text.run(replace(given, sources={**given.sources, "synth/odd.jsonl": path})).report.metrics
+    assert metrics["dropped"]["harmony"]["long_blanks"] == len(endless)
+    assert sum(metrics[split]["losses"].get("harmony_too_long", 0) for split in ("train", "valid")) == len(long)
+    assert max(lengths) <= SETTINGS["max_document_tokens"]
 
 
 def test_every_document_is_whole_and_on_its_side(built: tuple[RunResult, Path], harmony: HarmonyTokenizer) -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -20,7 +21,9 @@ import zstandard
 from pyarrow import parquet
 
 from recipes import synth_kd
+from recipes.data.assembly import Assembler
 from recipes.data.batches import AlignedDataset
+from recipes.data.conversation import HarmonyRenderer
 from recipes.data.dataset_manifest import checked_manifest, digest_of
 from recipes.data.harmony import EOD, HarmonyTokenizer
 from recipes.data.megatron_dataset import IndexedDataset
@@ -132,6 +135,43 @@ def test_every_fault_of_a_row_is_counted(built: tuple[RunResult, Path]) -> None:
     for shard in manifest_of(built[1])["shards"]:
         documents = sum(shard.get(split, {"documents": 0})["documents"] for split in ("train", "valid"))
         assert shard["rows"] == documents + sum(shard["dropped"].values())
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Path]:
+    """One source of these rows, its name sorted before those of the others."""
+    path = folder / "first.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"synth/a-first.jsonl": path}
+
+
+def test_white_space_that_the_renderer_overflows_on_is_dropped(assets: Path, tmp_path: Path) -> None:
+    """Whatever follows it, and among the first rows, which openai-harmony renders too."""
+    endless = (" " * 1_000_000 + "\nmore", " \t" * 500_000 + "\n\n", "\n " * 500_000, "\n" * 300_000 + "x")
+    rows = [changed(20 + number, query=f"what? {text}") for number, text in enumerate(endless)]
+    given = context(tmp_path, assets)
+    result = synth_kd.run(replace(given, sources={**given.sources, **written(tmp_path, rows)}))
+    assert result.report.metrics["dropped"]["long_blanks"] == 1 + len(endless)
+
+
+def test_only_rows_that_fit_are_compared(assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes minutes for one such row, and rows that are cut have nothing to be compared with."""
+    lengths = []
+    right = HarmonyRenderer.training
+
+    def noted(self: Any, exchange: Any, **named: Any) -> Any:
+        rendered = right(self, exchange, **named)
+        lengths.append(rendered.tokens.size)
+        return rendered
+
+    monkeypatch.setattr(HarmonyRenderer, "training", noted)
+    rows = [changed(20, query="x" + "\u3000" * 9_999), changed(21, synthetic_answer="\n" * 9_999 + "x")]
+    rows.append(changed(22, synthetic_reasoning=LONG))
+    given = context(tmp_path, assets)
+    result = synth_kd.run(replace(given, sources={**given.sources, **written(tmp_path, rows)}))
+    assert len(lengths) == 1 + 21  # and the row that the surroundings are cut out of
+    assert max(lengths) <= SETTINGS["truncation"].max_tokens
+    assert result.report.metrics["rows_compared_with_the_renderer"] == 21
+    assert {gate.verdict for gate in result.report.gates} == {"passed"}
 
 
 def test_shards_follow_the_files(built: tuple[RunResult, Path]) -> None:
@@ -375,6 +415,24 @@ def test_a_damaged_source_is_refused_in_any_process(
         synth_kd.run(here)
     assert caught.value.where == "synth/c.jsonl.zst"
     assert caught.value.next_step
+
+
+def test_a_document_that_is_no_conversation_is_not_written(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beyond the rows that are compared with openai-harmony."""
+    right = Assembler.assemble
+
+    def wrong(self: Any, exchange: Any) -> Any:
+        document = right(self, exchange)
+        if document is not None and exchange.user == sample_row(60)["query"]:
+            document.tokens[-4] = 200007
+        return document
+
+    monkeypatch.setattr(Assembler, "assemble", wrong)
+    with pytest.raises(RecipeRefused, match="no conversation") as caught:
+        synth_kd.run(context(tmp_path, assets))
+    assert caught.value.where.startswith("synth/b.parquet, ")
 
 
 def test_too_many_dropped_rows_miss_the_gate(assets: Path, tmp_path: Path) -> None:

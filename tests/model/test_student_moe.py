@@ -198,6 +198,35 @@ def test_balance_loss_of_a_uniform_router_is_its_weight():
     assert float(statistics.mean_scores_E.sum()) == pytest.approx(1, rel=1e-5)
 
 
+def test_padding_is_left_out_of_the_statistics():
+    """They are those of each row without its padding; taken with it, the control, they are not."""
+    scores = torch.sigmoid(torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+    kept = torch.arange(9) < torch.tensor([[9], [6]])
+    found = routing_statistics(scores, torch.zeros(16), SMALL_MOE, kept_BT=kept)
+    rows = [routing_statistics(row, torch.zeros(16), SMALL_MOE) for row in (scores[:1], scores[1:, :6])]
+    assert float(found.balance_loss) == pytest.approx(sum(float(row.balance_loss) for row in rows) / 2, rel=1e-12)
+    entropy = (9 * rows[0].score_entropy + 6 * rows[1].score_entropy) / 15
+    assert float(found.score_entropy) == pytest.approx(float(entropy), rel=1e-12)
+    mean = (9 * rows[0].mean_scores_E + 6 * rows[1].mean_scores_E) / 15
+    torch.testing.assert_close(found.mean_scores_E, mean, rtol=1e-12, atol=0)
+    with_padding = routing_statistics(scores, torch.zeros(16), SMALL_MOE)
+    assert float(with_padding.balance_loss) != pytest.approx(float(found.balance_loss), rel=1e-6)
+
+
+def test_experts_are_not_counted_for_padding():
+    mlp, x = mixture_of(), input_of(2, 10)
+    documents = torch.zeros(2, 10, dtype=torch.int64)
+    documents[1, 6:] = -1
+    padded, bare = Stream.of(documents, collect=True), Stream.of(documents.clamp(min=0), collect=True)
+    assert bare.kept_BT is None
+    out = mlp(x, padded)
+    assert torch.equal(out, mlp(x, bare))  # what the layer computes is the same
+    kept = mlp.router.choose(mlp.router.scores(torch.cat((x[0], x[1, :6])))[1])
+    counts = torch.bincount(kept.flatten(), minlength=16)
+    assert torch.equal(padded.routing[2].counts_E, counts)
+    assert int(bare.routing[2].counts_E.sum()) == 2 * 10 * 4 > int(counts.sum()) == 16 * 4
+
+
 def test_statistics_are_left_only_when_asked():
     mlp, x = mixture_of(), input_of(2, 10)
     quiet, loud = state_of(10), state_of(10, collect=True)

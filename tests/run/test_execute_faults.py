@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_build_taken_up(tmp_path: Path
     assert shards(tmp_path) == shards(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("text", ["two", "-1", "1.5", ""])
+@pytest.mark.parametrize("text", ["two", "-1", "0", "1.5", ""])
 def test_a_number_of_workers_that_is_none_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:

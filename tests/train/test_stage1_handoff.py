@@ -25,8 +25,9 @@ from training_pico import (
     write_data,
 )
 
-from recipes import stage1_handoff
+from recipes import stage1_handoff, tokenizer
 from recipes.data.batches import AlignedDataset
+from recipes.data.encodings import O200K_HARMONY
 from recipes.recipe import Plan
 from recipes.train.run_files import parse_arguments, to_toml, write_arguments
 from vpstore.errors import RecipeRefused
@@ -55,14 +56,17 @@ def test_the_run_is_complete(shop: Workshop) -> None:
         role: f"blake3:{role}" for role in ("checkpoint", "data", "tokenizer")
     }
     assert run["object"] == "vpMoE"
-    assert run["batch"]["steps"] == -(-1_000_000_000 // (2048 * 256)) == 1908
+    shown = 2048 * 256 * run["data"]["fill"]  # tokens a step, without padding
+    assert 0 < run["data"]["fill"] < 1
+    assert run["batch"]["steps"] == math.ceil(1_000_000_000 / shown)
+    assert 1_000_000_000 <= run["batch"]["tokens"] < 1_000_000_000 + shown
     assert run["loss"]["weights"] == {"reasoning": 1.0, "final": 1.0}
     assert run["loss"]["mask_ids_from"] == 200019
     assert run["teacher"]["model"] == "openai/gpt-oss-120b"
     assert [stage["name"] for stage in run["later_stages"]] == ["stage2", "stage3"]
     assert run["router"]["num_experts"] == 8
     assert run["schedule"]["restart"] is True
-    assert run["data"]["packing"] == "document_bounded"
+    assert run["data"]["packing"] == "best_fit"
     assert {"normuon_second_moment", "expert_bias", "log_freq_float32", "consumed_samples"} <= set(
         run["resume"]["state"]
     )
@@ -78,7 +82,7 @@ def test_the_run_is_complete(shop: Workshop) -> None:
     assert arguments["norm-epsilon"] == "1e-06"
     assert arguments["window-attn-skip-freq"] == "4"  # without it every layer would have the window
     assert arguments["position-embedding-type"] == "rope"
-    assert arguments["train-iters"] == "1908"
+    assert arguments["train-iters"] == str(run["batch"]["steps"])
     assert arguments["moe-router-dtype"] == "fp32"
     assert "moe-router-enable-expert-bias" in arguments
     for role in ("checkpoint", "data", "tokenizer"):
@@ -105,12 +109,87 @@ def test_it_says_which_data_and_which_tokenizer(shop: Workshop) -> None:
 
 def test_the_packing_is_stated_in_both_files(shop: Workshop) -> None:
     flags = {"reset-position-ids", "reset-attention-mask"}
-    for packing, attention in (("document_bounded", "inside a document"), ("whole_row", "through the whole row")):
+    said = {
+        "document_bounded": ("inside a document", "slices", flags),
+        "whole_row": ("through the whole row", "slices", set()),
+        "best_fit": ("inside a document", "whole documents", flags),
+    }
+    for packing, (attention, rows, wanted) in said.items():
         files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(packing=packing))))
-        data = tomllib.loads(files["stage1.toml"])["data"]
+        run = tomllib.loads(files["stage1.toml"])
+        data = run["data"]
         assert (data["packing"], data["attention"]) == (packing, attention)
-        is_bounded = packing == "document_bounded"
-        assert (flags & set(parse_arguments(files["megatron_args.txt"]))) == (flags if is_bounded else set())
+        assert data["rows"].startswith(rows)
+        assert (flags & set(parse_arguments(files["megatron_args.txt"]))) == wanted
+        is_whole = packing == "best_fit"
+        assert ("packed by best fit" in files["megatron_args.txt"]) == is_whole
+        assert ("padding" in data) == ("documents_cut" in data) == (data["fill"] < 1) == is_whole
+        if is_whole:
+            assert data["documents_cut"] == 0
+            assert (data["padding"]["id"], data["padding"]["loss_mask"]) == (199999, 0)
+        else:
+            assert run["batch"]["steps"] == -(-1_000_000_000 // (2048 * 256)) == 1908
+
+
+def test_what_ends_a_document_is_said_in_both_files(shop: Workshop) -> None:
+    """Upstream bounds attention behind tokenizer.eod, and its own tokenizers answer another id."""
+    for packing in ("best_fit", "document_bounded", "whole_row"):
+        files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(packing=packing))))
+        run = tomllib.loads(files["stage1.toml"])
+        assert run["tokenizer"]["end_of_document"] == run["data"]["end_of_document"] == 199999
+        is_reset = "reset-attention-mask" in parse_arguments(files["megatron_args.txt"])
+        assert ("eod to 199999" in files["megatron_args.txt"]) == is_reset == (packing != "whole_row")
+    train = AlignedDataset(shop.root / "data", "train")
+    assert {int(train.document(number)[0][-1]) for number in range(len(train))} == {199999}
+
+
+def test_the_published_tokenizer_alone_would_not_bound_a_document() -> None:
+    """Why it has to be said: what stock libraries take for the end is the end of an answer."""
+    assert O200K_HARMONY.special[tokenizer._config()["eos_token"]] == 200002
+
+
+def test_the_evaluation_is_stated(shop: Workshop) -> None:
+    files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params())))
+    found = tomllib.loads(files["stage1.toml"])["evaluation"]
+    valid = AlignedDataset(shop.root / "data", "valid")
+    assert (found["held_out_tokens"], found["prompts"], found["batches"]) == (valid.tokens, len(valid), 1)
+    assert (found["max_new_tokens"], found["decoding"]) == (1536, "greedy")
+    assert parse_arguments(files["megatron_args.txt"])["eval-iters"] == "1"
+    table = stage1_params().evaluation.model_dump() | {"held_out_tokens": 256, "prompts": 3, "control_rows": 2}
+    batch = {**stage1_params().batch.model_dump(), "sequence_length": 32, "global_sequences": 4}
+    files = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(evaluation=table, batch=batch))))
+    found = tomllib.loads(files["stage1.toml"])["evaluation"]
+    assert (found["held_out_tokens"], found["prompts"], found["control_rows"], found["batches"]) == (256, 3, 2, 2)
+    assert parse_arguments(files["megatron_args.txt"])["eval-iters"] == "2"
+
+
+def test_the_data_paths_are_listed(shop: Workshop) -> None:
+    text = texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params())))["megatron_args.txt"]
+    for split in ("train", "valid"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"# --{split}-data-path")]
+        prefixes = line.rpartition(": ")[2].split()
+        assert prefixes == [f"{split}/text_tokens"]
+        assert all((shop.root / "data" / f"{prefix}.idx").is_file() for prefix in prefixes)
+
+
+def test_what_it_says_of_truncation_follows_the_packing(shop: Workshop) -> None:
+    said = {}
+    for packing, length in (("best_fit", 2048), ("best_fit", 40), ("document_bounded", 2048), ("whole_row", 2048)):
+        batch = {**stage1_params().batch.model_dump(), "sequence_length": length}
+        params = stage1_params(packing=packing, batch=batch)
+        data = tomllib.loads(texts(stage1_handoff.plan(checkpoint_context(shop, params)))["stage1.toml"])["data"]
+        assert "parses" not in data["harmony"]
+        said[packing, length] = data["truncation"].rpartition("; ")[2]
+    assert said["best_fit", 2048] == "a row keeps its documents whole"
+    assert said["best_fit", 40].startswith("a row keeps its documents whole, but for the ")
+    assert said["document_bounded", 2048] == said["whole_row", 2048] == "a row may still begin or end inside a message"
+
+
+def test_documents_longer_than_a_row_are_counted(shop: Workshop) -> None:
+    batch = stage1_params().batch.model_copy(update={"sequence_length": 40}).model_dump()
+    run = tomllib.loads(texts(stage1_handoff.plan(checkpoint_context(shop, stage1_params(batch=batch))))["stage1.toml"])
+    lengths = AlignedDataset(shop.root / "data", "train").lengths
+    assert run["data"]["documents_cut"] == int((lengths > 40).sum()) > 0
 
 
 def test_data_that_is_not_what_its_manifest_says_is_refused(shop: Workshop, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage1_pico import Stage1Shop, write_view
+from stage1_pico import Stage1Shop
 from training_pico import ROOT, STAGE1_SMOKE, stage1_params, write_data
 
 from recipes import stage1_smoke
@@ -26,13 +26,13 @@ from recipes.train import stage1_run
 from recipes.train.loop import Trainer
 from recipes.train.losses import token_weights
 from recipes.train.optimizer import Optimizer
-from recipes.train.stage1_drift import drift
-from recipes.train.stage1_inputs import verify_folder
-from recipes.train.stage1_log import AGGREGATES, read_log
+from recipes.train.stage1_drift import commits, drift
+from recipes.train.stage1_log import AGGREGATES, Log, read_log
 from recipes.train.stage1_run import LOG_FILE, Stage1Run
 from recipes.train.stage1_stop import judge_stop
 from recipes.train.state import TrainingState
 from recipes.train.step_figures import added, span_counts
+from recipes.train.trainer_code import code_digest
 from vpstore.errors import GateMissed, RecipeRefused
 
 
@@ -99,6 +99,7 @@ def test_every_name_that_the_run_lists_is_logged(shop: Stage1Shop, whole: Path) 
     assert log[0]["checkpoint_digest"] == run["inputs"]["checkpoint"]["digest"]
     assert log[0]["data_manifest_digest"] == run["data"]["manifest"]["digest"]
     assert log[0]["smoke"] == STAGE1_SMOKE
+    assert (log[0]["packing"], log[0]["documents"], log[0]["documents_cut"]) == ("best_fit", 40, 0)
     steps = lines(whole, "step")
     assert [line["step"] for line in steps] == list(range(1, sizes["steps"] + 1))
     for line in steps:
@@ -126,11 +127,33 @@ def test_every_name_that_the_run_lists_is_logged(shop: Stage1Shop, whole: Path) 
     assert [line["step"] for line in lines(whole, "stop")] == [0, 3, 6]
 
 
+def test_padding_is_counted_nowhere_as_tokens(shop: Stage1Shop, whole: Path) -> None:
+    """Held against the rows themselves; the control is that there is padding at all."""
+    trainer = Stage1Run(shop.inputs(), whole / "again").trainer
+    consumed = 0
+    for line, batch in zip(lines(whole, "step"), trainer._batches(), strict=True):
+        is_end_BT = batch.ids_BT == 199999  # of a document, if no other one stands before it
+        shown = batch.ids_BT.numel() - int((is_end_BT[:, 1:] & is_end_BT[:, :-1]).sum())
+        consumed += shown
+        assert 0 < shown < batch.ids_BT.numel()
+        assert (line["tokens"], line["consumed_tokens"]) == (shown, consumed)
+        assert line["fill"] == shown / batch.ids_BT.numel()
+        assert line["epoch"] == consumed // trainer.dataset.tokens
+        assert sum(line[f"tokens_{span}"] for span in ("plain", "reasoning", "final")) <= shown
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["consumed_tokens"] == consumed
+    assert summary["documents_cut"] == 0
+    said = stage1_smoke._said(summary)
+    assert "best_fit" in said
+    assert "0 of 40 documents are longer than a row" in said
+
+
 def test_the_loss_is_the_sum_of_span_means_over_the_global_batch(whole: Path) -> None:
-    for line in lines(whole, "step"):
-        assert line["tokens_reasoning"] > 0
-        assert line["tokens_final"] > 0
-        objective = line["cross_entropy_reasoning"] + line["cross_entropy_final"]
+    steps = lines(whole, "step")
+    assert sum(line["tokens_reasoning"] > 0 for line in steps) >= 4  # four rows may hold no conversation at all
+    for line in steps:
+        spans = [span for span in ("reasoning", "final") if line[f"tokens_{span}"]]
+        objective = sum(line[f"cross_entropy_{span}"] for span in spans)
         assert line["loss_total"] == pytest.approx(objective + line["balance_loss"], rel=1e-5)
     first, last = lines(whole, "evaluation")[0], lines(whole, "evaluation")[-1]
     assert last["held_out_objective"] < first["held_out_objective"] - 1.0  # it learns
@@ -236,61 +259,6 @@ def started(shop: Stage1Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interrupted(shop, tmp_path_factory.mktemp("started"), after=5)
 
 
-def test_another_input_is_refused_by_its_name(shop: Stage1Shop, tmp_path: Path) -> None:
-    other = shop.copy(tmp_path / "other")
-    for role, folder in (("checkpoint", "parent"), ("data", "data"), ("tokenizer", "tokenizer")):
-        extra = other.root / folder / "note.txt"
-        extra.write_text("another artifact, whole in itself")
-        found = write_view(other.root / folder)
-        with pytest.raises(RecipeRefused, match="not the one that the run names") as refusal:
-            other.inputs()
-        assert refusal.value.where == f"{role} {role}@main"
-        assert refusal.value.found == found
-        assert refusal.value.expected != found
-        extra.unlink()
-        write_view(other.root / folder)
-    other.inputs()  # the control: with everything back, it opens
-
-
-def test_damaged_inputs_are_refused(shop: Stage1Shop, tmp_path: Path) -> None:
-    other = shop.copy(tmp_path / "other")
-    path = other.root / "parent/config.json"
-    whole_bytes = path.read_bytes()
-    path.write_bytes(whole_bytes.replace(b"16", b"17", 1))
-    with pytest.raises(RecipeRefused, match="damaged") as refusal:
-        other.inputs()
-    assert refusal.value.where == "checkpoint: config.json"
-    path.unlink()
-    with pytest.raises(RecipeRefused, match="damaged"):
-        verify_folder(other.root / "parent", "checkpoint")
-    (other.root / "parent/artifact.json").unlink()
-    with pytest.raises(RecipeRefused, match="not complete"):
-        verify_folder(other.root / "parent", "checkpoint")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "where"),
-    [
-        ("[data.manifest]\npath = \"manifest.json\"\ndigest = \"blake3:", "", "data_manifest"),
-        ("ranks_sha256 = \"446a", "ranks_sha256 = \"0000", "tokenizer"),
-        ("hidden_size = 16", "hidden_size = 32", "checkpoint"),
-        ("format = 1", "format = 9", "run"),
-    ],
-)  # fmt: skip
-def test_a_run_that_was_written_for_something_else_is_refused(
-    shop: Stage1Shop, tmp_path: Path, old: str, new: str, where: str
-) -> None:
-    other = shop.copy(tmp_path / "other")
-    path = other.root / "run/stage1.toml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new or old + "0" * 8, 1))
-    write_view(other.root / "run")
-    with pytest.raises(RecipeRefused) as refusal:
-        other.inputs()
-    assert refusal.value.where == where
-
-
 def swap_data(other: Stage1Shop) -> None:
     shutil.rmtree(other.root / "data")
     write_data(other.root / "data", seed=1)
@@ -314,8 +282,9 @@ def swap_file(folder: str) -> Callable[[Stage1Shop], None]:
         (swap_manifest, {}, {"data", "data_manifest"}),
         (lambda other: None, {"stop": {"max_load": 0.05}}, {"config"}),
         (lambda other: None, {"smoke": {"warmup_steps": 2}}, {"config", "params.schedule.warmup_steps"}),
+        (lambda other: None, {"packing": "document_bounded"}, {"config", "params.packing"}),
     ],
-    ids=["checkpoint", "tokenizer", "data", "data manifest", "config", "config of the loop"],
+    ids=["checkpoint", "tokenizer", "data", "data manifest", "config", "config of the loop", "packing"],
 )
 def test_a_state_of_another_run_is_refused_and_says_in_what(
     shop: Stage1Shop, started: Path, tmp_path: Path, change: Any, params: dict[str, Any], named: set[str]
@@ -324,7 +293,8 @@ def test_a_state_of_another_run_is_refused_and_says_in_what(
     other = shop.copy(tmp_path / "other")
     change(other)
     table = stage1_params().model_dump(mode="json")
-    other.write_run(**{name: {**table[name], **values} for name, values in params.items()})
+    changed = {name: {**table[name], **new} if isinstance(new, dict) else new for name, new in params.items()}
+    other.write_run(**changed)
     out = tmp_path / "out"
     shutil.copytree(started, out)
     with pytest.raises(RecipeRefused, match="another run") as refusal:
@@ -332,6 +302,96 @@ def test_a_state_of_another_run_is_refused_and_says_in_what(
     found = set(refusal.value.where.partition(": ")[2].split(", "))
     # An input's digest stands in the run's file too: another input is another config.
     assert found == named | {"config"}
+
+
+def test_a_resume_says_who_resumed(shop: Stage1Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = interrupted(shop, tmp_path / "out")
+    later = {"git_sha": "f" * 40, "git_dirty": True}
+    monkeypatch.setattr(stage1_run, "git_state", lambda: later)
+    Stage1Run(shop.inputs(), out).go()
+    begun, (resumed,) = lines(out, "provenance")[0], lines(out, "resumed")
+    assert begun.keys() - {"kind"} == resumed.keys() - {"kind", "step"}
+    assert (resumed["git_sha"], resumed["git_dirty"]) == ("f" * 40, True) != (begun["git_sha"], begun["git_dirty"])
+    assert begun["code_digest"] == resumed["code_digest"] == code_digest()
+
+
+def test_another_commit_is_no_drift_and_is_told(
+    shop: Stage1Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage1_run, "git_state", lambda: {"git_sha": "f" * 40, "git_dirty": True})
+    (tmp_path / "out").mkdir()
+    other = finished(shop, tmp_path / "out")
+    assert drift(other, whole) == []
+    assert commits(other, other) == ["f" * 40 + " with changes"]
+    assert len(commits(whole, other)) == 2
+    text = (other / LOG_FILE).read_text()
+    (other / LOG_FILE).write_text(text.replace(f'"code_digest": "{code_digest()}"', '"code_digest": "other"'))
+    assert drift(other, whole) == ["log.jsonl, line 1: code_digest"]  # the control: other code is
+
+
+def test_a_state_of_other_code_is_refused(
+    shop: Stage1Shop, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(started, tmp_path / "out")
+    monkeypatch.setattr(stage1_run, "code_digest", lambda: "blake3:other")
+    with pytest.raises(RecipeRefused, match="another run") as refusal:
+        Stage1Run(shop.inputs(), tmp_path / "out").go()
+    assert refusal.value.where.endswith(": code")
+    assert (refusal.value.expected, refusal.value.found) == ("code = blake3:other", f"code = {code_digest()}")
+
+
+def test_the_code_is_all_that_the_trainer_imports(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    found = code_digest(root=tmp_path)
+    assert found == code_digest()  # wherever it lies
+
+    def changed(name: str) -> bool:
+        path = tmp_path / "recipes" / name
+        whole_text = path.read_text()
+        path.write_text(whole_text + "\n# changed\n")
+        code_digest.cache_clear()
+        is_other = code_digest(root=tmp_path) != found
+        path.write_text(whole_text)
+        return is_other
+
+    inside = ("stage1_smoke.py", "train/loop.py", "train/stage1_stop.py", "model/moe.py", "data/packing.py")
+    assert all(map(changed, (*inside, "runtime.py", "train/__init__.py")))
+    assert not any(map(changed, ("synth_kd.py", "run.py", "train/gates.py")))
+    code_digest.cache_clear()
+    assert code_digest(root=tmp_path) == found
+
+
+@pytest.mark.parametrize("damage", ["gone", "no header", "a step is missing", "a line is damaged"])
+def test_a_log_that_does_not_reach_the_state_is_refused(
+    shop: Stage1Shop, started: Path, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(started, out)
+    path = out / LOG_FILE
+    rows = path.read_text().splitlines(keepends=True)
+    kept = {
+        "gone": [],
+        "no header": rows[1:],
+        "a step is missing": [row for row in rows if '"step": 3' not in row],
+        "a line is damaged": [rows[0], "{\n", *rows[1:]],
+    }[damage]
+    path.write_text("".join(kept))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(RecipeRefused, match="log") as refusal:
+        Stage1Run(shop.inputs(), out).go()
+    assert "start again in an empty folder" in refusal.value.next_step
+    assert not path.exists() if damage == "gone" else path.read_text() == "".join(kept)  # nothing is overwritten
+
+
+def test_a_line_separator_in_an_answer_ends_no_line(tmp_path: Path) -> None:
+    """A model may well sample one, and JSON leaves it as it is."""
+    log = Log(tmp_path / LOG_FILE)
+    log.begin({"git_sha": None}, resumed_step=None)
+    log.write("evaluation", {"step": 1, "samples": ["a\u2028b\x85c"]})
+    log.write("step", {"step": 1})
+    assert [line["kind"] for line in read_log(log.path)] == ["provenance", "evaluation", "step"]
+    assert stage1_smoke._has_logged(log.path, 1)
 
 
 @given(

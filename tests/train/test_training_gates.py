@@ -35,7 +35,7 @@ from vpstore.errors import GateMissed, RecipeRefused
 
 
 def params(*, gates: dict[str, Any] | None = None, **train: Any) -> Params:
-    table = params_table(**{"steps": 3, "save_every_steps": 100, **train})
+    table = params_table(**{"steps": 3, **train})
     for section, values in (gates or {}).items():
         table["gates"][section] = {**table["gates"][section], **values} if isinstance(values, dict) else values
     return Params.model_validate_json(json.dumps(table))
@@ -229,7 +229,7 @@ def test_the_parser_accepts_the_format_and_nothing_else(ids: list[int], is_valid
 
 
 def wake_params(**changes: Any) -> WakeUpParams:
-    table = params_table(steps=4, save_every_steps=100)
+    table = params_table(steps=4)
     table["gates"]["held_out"]["improvement"] = -1.0
     table |= {"new_layers_steps": 2, "second_warmup_steps": 1, **changes}
     return WakeUpParams.model_validate_json(json.dumps(table))

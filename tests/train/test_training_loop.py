@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_pico import Workshop, heal_params, pico_config, pico_moe, pico_weights, write_data
+from pydantic import ValidationError
+from training_pico import EOD, Workshop, heal_params, pico_config, pico_moe, pico_weights, write_data
 
 from recipes.checkpoint import load_student
 from recipes.data.batches import AlignedDataset
@@ -38,7 +40,7 @@ def quiet(label: str, done: int, total: int) -> None:
 
 
 def test_it_learns_and_logs_every_figure(data: Path, tmp_path: Path) -> None:
-    one = trainer(data, tmp_path, steps=6, save_every_steps=100)
+    one = trainer(data, tmp_path, steps=6)
     one.run(quiet)
     first, last = one.rows[0], one.rows[-1]
     assert first["cross_entropy"] > 11.5  # ln of the vocabulary: the pico knows nothing
@@ -58,7 +60,7 @@ def test_it_learns_and_logs_every_figure(data: Path, tmp_path: Path) -> None:
 
 def test_span_loss_is_the_sum_of_span_means(data: Path, tmp_path: Path) -> None:
     loss = {"kind": "span", "span_weights": [0.5, 1.0, 2.0], "chunk": 64}
-    one = trainer(data, tmp_path, steps=2, save_every_steps=100, sequences=4, loss=loss)
+    one = trainer(data, tmp_path, steps=2, sequences=4, loss=loss)
     one.run(quiet)
     for row in one.rows:
         names = (("plain", 0.5), ("reasoning", 1.0), ("final", 2.0))
@@ -71,7 +73,7 @@ def test_micro_batches_change_rounding_only(data: Path, tmp_path: Path) -> None:
     loss = {"kind": "span", "span_weights": [0.0, 1.0, 1.0], "chunk": 64}
     ends = []
     for micro in (1, 4):
-        changes = {"steps": 2, "sequences": 4, "micro_sequences": micro, "loss": loss, "save_every_steps": 100}
+        changes = {"steps": 2, "sequences": 4, "micro_sequences": micro, "loss": loss}
         one = trainer(data, tmp_path / str(micro), moe=True, **changes)
         one.run(quiet)
         ends.append((one.rows, one.model.state_dict()))
@@ -81,8 +83,27 @@ def test_micro_batches_change_rounding_only(data: Path, tmp_path: Path) -> None:
         assert cut["balance_loss"] == pytest.approx(whole["balance_loss"], rel=1e-4)
 
 
+def test_padding_moves_no_expert_bias_and_no_loss(data: Path, tmp_path: Path) -> None:
+    """A row with other ids in its padding trains the same; the control: padding there is, and its ids are read."""
+    ends = []
+    for pad in (EOD, 20):
+        one = trainer(data, tmp_path, moe=True, packing="best_fit", sequences=4, micro_sequences=2)
+        batch = next(iter(one._batches()))
+        is_padding = batch.documents_BT < 0
+        assert is_padding.any()
+        batch = replace(batch, ids_BT=batch.ids_BT.masked_fill(is_padding, pad))
+        ends.append((one._accumulate(batch), {n: w.grad for n, w in one.model.named_parameters()}))
+    (first, gradients), (second, others) = ends
+    assert (first.loss, first.balance, first.tokens) == (second.loss, second.balance, second.tokens)
+    for number, counts_E in (first.expert_counts or {}).items():
+        assert torch.equal(counts_E, (second.expert_counts or {})[number])
+        assert int(counts_E.sum()) == first.tokens * 2  # top_k of the pico
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], rtol=1e-5, atol=1e-7)
+
+
 def test_experts_are_balanced_and_reported(data: Path, tmp_path: Path) -> None:
-    one = trainer(data, tmp_path, moe=True, steps=2, save_every_steps=100)
+    one = trainer(data, tmp_path, moe=True, steps=2)
     one.run(quiet)
     biases = [value for name, value in one.model.state_dict().items() if name.endswith("expert_bias")]
     assert len(biases) == 3
@@ -98,7 +119,7 @@ def test_experts_are_balanced_and_reported(data: Path, tmp_path: Path) -> None:
 
 def test_a_phase_moves_its_weights_and_no_others(data: Path, tmp_path: Path) -> None:
     phases = (Phase("second", 0, lambda name: ".layers.1." in name), Phase("all", 2, lambda name: True, 2))
-    one = trainer(data, tmp_path, phases=phases, steps=4, save_every_steps=100)
+    one = trainer(data, tmp_path, phases=phases, steps=4)
     before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
     one.params = one.params.model_copy(update={"steps": 2})
     one.run(quiet)
@@ -117,7 +138,7 @@ def test_a_phase_moves_its_weights_and_no_others(data: Path, tmp_path: Path) -> 
 
 
 def test_a_step_that_is_not_finite_changes_nothing(data: Path, tmp_path: Path) -> None:
-    one = trainer(data, tmp_path, steps=4, save_every_steps=100)
+    one = trainer(data, tmp_path, steps=4)
     one.params = one.params.model_copy(update={"steps": 1})
     one.run(quiet)
     with torch.no_grad():
@@ -133,7 +154,7 @@ def test_a_step_that_is_not_finite_changes_nothing(data: Path, tmp_path: Path) -
 
 
 def test_a_spike_is_marked(data: Path, tmp_path: Path) -> None:
-    one = trainer(data, tmp_path, steps=4, save_every_steps=100, spikes={"window": 3, "factor": 1.5})
+    one = trainer(data, tmp_path, steps=4, spikes={"window": 3, "factor": 1.5})
     one.params = one.params.model_copy(update={"steps": 3})
     one.run(quiet)
     with torch.no_grad():
@@ -146,7 +167,7 @@ def test_a_spike_is_marked(data: Path, tmp_path: Path) -> None:
 def test_recomputed_activations_give_the_same_bits(data: Path, tmp_path: Path) -> None:
     ends = []
     for recompute in (False, True):
-        one = trainer(data, tmp_path / str(recompute), moe=True, steps=2, recompute=recompute, save_every_steps=100)
+        one = trainer(data, tmp_path / str(recompute), moe=True, steps=2, recompute=recompute)
         one.run(quiet)
         ends.append(one)
     assert ends[0].rows == ends[1].rows
@@ -165,7 +186,7 @@ def test_a_checkpoint_of_the_workshop_loads(tmp_path: Path) -> None:
 def test_a_gpu_follows_the_same_path(data: Path, tmp_path: Path) -> None:
     rows = []
     for device in ("cpu", "cuda"):
-        one = trainer(data, tmp_path / device, moe=True, steps=3, save_every_steps=100)
+        one = trainer(data, tmp_path / device, moe=True, steps=3)
         model = one.model.to(device)
         place = Scratch(tmp_path / device, one.scratch.identity)
         other = Trainer(model, one.params, one.dataset, place)
@@ -176,3 +197,21 @@ def test_a_gpu_follows_the_same_path(data: Path, tmp_path: Path) -> None:
     for cpu, cuda in zip(*rows, strict=True):
         assert cuda["cross_entropy"] == pytest.approx(cpu["cross_entropy"], rel=2e-3)
         assert cuda["gradient_norm"] == pytest.approx(cpu["gradient_norm"], rel=2e-2)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_period_that_saves_nothing_is_refused(steps: int) -> None:
+    with pytest.raises(ValidationError, match="never saved"):
+        heal_params(steps=steps, save_every_steps=steps)
+    heal_params(steps=steps, save_every_steps=steps - 1)  # the control
+    at_once = {"warmup_steps": 0, "shape": "constant", "final": 1.0}
+    heal_params(steps=1, save_every_steps=1, schedule=at_once)  # one step leaves nothing to go on from
+
+
+def test_saving_changes_no_bit(data: Path, tmp_path: Path) -> None:
+    often, seldom = (trainer(data, tmp_path / str(n), moe=True, steps=4, save_every_steps=n) for n in (1, 3))
+    for one in (often, seldom):
+        one.run(quiet)
+    assert often.rows == seldom.rows
+    for name, tensor in often.model.state_dict().items():
+        assert torch.equal(tensor, seldom.model.state_dict()[name]), name

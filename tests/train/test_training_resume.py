@@ -155,6 +155,9 @@ def test_another_parent_data_tokenizer_or_config_is_refused_by_name(shop: Worksh
     with pytest.raises(RecipeRefused, match="another run") as refusal:
         heal.run(shop.context(changed, scratch=interrupted))
     assert refusal.value.where.endswith(": params.train.optimizer.head_rate")
+    with pytest.raises(RecipeRefused, match="another run") as refusal:
+        heal.run(shop.context(heal_params(steps=STEPS, packing="best_fit"), scratch=interrupted))
+    assert refusal.value.where.endswith(": params.train.packing")
 
 
 def test_a_damaged_state_is_refused(shop: Workshop, interrupted: str) -> None:
@@ -313,6 +316,27 @@ def test_a_state_at_another_place_of_its_data_is_refused(shop: Workshop, interru
     path.write_text(json.dumps(document))
     with pytest.raises(RecipeRefused, match="another place"):
         heal.run(shop.context(heal_params(steps=STEPS), scratch=interrupted))
+
+
+def test_packed_by_best_fit_it_resumes_exactly_and_says_where(shop: Workshop) -> None:
+    """A state of step 3 of 4: position in true tokens, and the same end as without a stop."""
+    params = heal_params(steps=4, packing="best_fit")
+    once = heal.run(shop.context(params, scratch="packed-once"))
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal.run(replace(shop.context(params, scratch="packed-twice"), progress=stop))
+    document = json.loads((shop.root / "packed-twice/training/state-00000003" / DOCUMENT).read_text())
+    tokens = AlignedDataset(shop.root / "data", "train").tokens
+    shown = document["record"]["rows"][-1]["consumed_tokens"]
+    assert shown < 3 * 2 * 64
+    assert (document["position"]["epoch"], document["position"]["token_of_epoch"]) == divmod(shown, tokens)
+    twice = heal.run(shop.context(params, scratch="packed-twice"))
+    assert once.tensors.keys() == twice.tensors.keys()
+    assert all(torch.equal(tensor, twice.tensors[name]) for name, tensor in once.tensors.items())
 
 
 def test_a_missed_gate_keeps_the_state_and_costs_no_step(shop: Workshop) -> None:

@@ -117,15 +117,16 @@ def write_tokenizer(folder: Path) -> None:
 
 def params_table(**train: Any) -> dict[str, Any]:
     """Heal's params as a TOML would give them."""
+    steps = train.get("steps", 8)
     rates = {f"{kind}_rate": 0.02 for kind in ("matrix", "embedding", "head", "vector", "frequency", "residual")}
     return {
         "train": {
-            "steps": 8,
+            "steps": steps,
             "sequence_length": 64,
             "sequences": 2,
             "micro_sequences": 1,
             "seed": 7,
-            "save_every_steps": 3,
+            "save_every_steps": max(1, min(3, steps - 1)),
             "schedule": {"warmup_steps": 2, "shape": "cosine", "final": 0.1},
             "optimizer": {**rates, "matrix_decay": 0.01, "table_decay": 0.01, "clip_norm": 1.0},
             "loss": {"kind": "plain", "chunk": 256},
@@ -198,6 +199,13 @@ def stage1_params(**changes: Any) -> Stage1Params:
         "optimizer": params_table()["train"]["optimizer"],
         "seeds": {"model": 1, "data_order": 2},
         "periods": {"save": 250, "evaluate": 100, "router_log": 50},
+        "evaluation": {
+            "held_out_tokens": 1_048_576,
+            "control_rows": 256,
+            "prompts": 200,
+            "max_new_tokens": 1536,
+            "decoding": "greedy",
+        },
         "stop": {
             "min_format_validity": 0.95,
             "format_window": 3,
@@ -207,7 +215,7 @@ def stage1_params(**changes: Any) -> Stage1Params:
             "max_load": 0.04,
             "alarm_after_steps": 200,
         },
-        "packing": "document_bounded",
+        "packing": "best_fit",
         "teacher": "openai/gpt-oss-120b",
         "later_stages": [
             {

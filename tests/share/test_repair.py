@@ -235,3 +235,60 @@ def test_a_remote_that_lacks_everything_is_filled_by_repair(pair: Pair) -> None:
     assert named_by_remote(pair.folder / "other" / "vpstore") == []
     document = json.loads(pair.a.run("verify", "--remote", "-r", "other", "--json").stdout)
     assert document == {"schema": 1, "ok": True, "faults": []}
+
+
+def test_what_is_lost_behind_a_lost_manifest_is_mended_too(pair: Pair) -> None:
+    """An ancestor without manifest, a damaged one behind it, and one of which nothing is said any more."""
+    store = store_of(pair.a)
+    seed, sprout = (store.manifest(artifact_of(pair.a, ref)) for ref in ("seed@main", "plant@sprout"))
+    sprout_key = store.keys.folder(sprout.build.key()) / sprout.digest.hex
+    gone(pair.a.blob(sprout.digest))
+    gone(sprout_key)
+    gone(next(store.attestations.paths(sprout.digest)))
+    flipped(pair.a.blob(seed.digest))
+    assert pair.a.json("audit", "plant@bloom", code=3)["faults"]
+    planned = pair.a.json("repair", "plant@bloom", "--dry-run")["objects"]
+    done = pair.a.json("repair", "plant@bloom")["objects"]
+    assert planned == done
+    assert [(row["where"].split(",")[0], row["action"]) for row in done] == [
+        ("seed@main", "replaced"),
+        ("plant@sprout", "fetched"),
+        ("plant@sprout", "fetched"),
+        ("plant@sprout", "rewritten"),
+    ]
+    assert pair.a.json("audit", "plant@bloom")["ok"]
+    assert pair.a.json("repair", "plant@bloom")["objects"] == []
+
+
+@pytest.mark.parametrize("where", ["nowhere", "no remote"])
+def test_an_ancestor_whose_manifest_nobody_has_is_lost(pair: Pair, where: str) -> None:
+    sprout = artifact_of(pair.a, "plant@sprout")
+    gone(pair.a.blob(sprout))
+    gone(remote_blob(pair, sprout))
+    if where == "no remote":
+        (pair.a.root / ".dvc" / "config").unlink()
+    rows = pair.a.json("repair", "plant@bloom", code=12)["objects"]
+    assert [(row["name"], row["action"]) for row in rows] == [(blob_name(sprout), "lost")]
+    assert "plant@bloom, input parent" in rows[0]["where"]
+    assert "--rebuild" in rows[0]["next_step"]
+
+
+def test_an_ancestor_that_nobody_vouches_for_gets_its_bytes_and_a_next_step(pair: Pair) -> None:
+    """That a child names it proves its bytes, and nothing of what is said about it."""
+    store = store_of(pair.a)
+    sprout = store.manifest(artifact_of(pair.a, "plant@sprout"))
+    forget_in_lock(pair, "plant@sprout")
+    gone(pair.a.blob(sprout.digest))
+    gone(next(store.attestations.paths(sprout.digest)))
+    rows = pair.a.json("repair", "plant@bloom", code=12)["objects"]
+    assert [row["action"] for row in rows] == ["fetched", "lost"]
+    assert "vpstore lock" in rows[1]["next_step"]
+    assert pair.a.blob(sprout.digest).exists()
+    assert list(store.attestations.paths(sprout.digest)) == []
+
+
+def forget_in_lock(pair: Pair, ref: str) -> None:
+    path = pair.a.root / "vpstore.lock"
+    document = json.loads(path.read_text())
+    del document["profiles"]["tiny"][ref]
+    path.write_text(json.dumps(document, indent=2) + "\n")

@@ -27,7 +27,8 @@ from vpstore.verbs.pull import pull as pull_artifacts
 from vpstore.verbs.pull import pull_alone
 from vpstore.verbs.push import push as push_artifacts
 from vpstore.verbs.remote_check import check_remote
-from vpstore.verbs.repair import repair_remote, repair_store
+from vpstore.verbs.repair import repair_store
+from vpstore.verbs.repair_remote import repair_remote
 from vpstore.verbs.verify import verifiable
 from vpstore.workspace import Workspace
 

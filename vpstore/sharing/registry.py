@@ -7,7 +7,7 @@ Invariants: a damaged file gets a second name in quarantine before another takes
 here comes in only on the word of the lock or of a signature, as with pull.
 
 Example:
-    Claims(work.store, report, remote, trust).mend(manifest, is_wanted=True)
+    Claims(work.store, report, remote, trust).mend(manifest)
 """
 
 from __future__ import annotations
@@ -34,16 +34,13 @@ class Claims:
     source: Remote | None
     trust: Trust
 
-    def mend(self, manifest: Manifest, *, is_wanted: bool) -> None:
-        """Mend the attestations, then the key file of one artifact.
-
-        Args:    is_wanted: a ref leads to it, so that having no attestation and no key is a fault.
-        """
+    def mend(self, manifest: Manifest) -> None:
+        """Mend the attestations, then the key file of one artifact; having none is a fault, of an ancestor as well."""
         with atomic.disk_errors(self.store.root, f"mending what is said about {manifest.ref}"):
             self._mend_damaged(manifest)
-            if is_wanted and not self.store.attestations.of(manifest.digest):
+            if not self.store.attestations.of(manifest.digest):
                 self._fetch_missing(manifest)
-            self._mend_key(manifest, is_wanted=is_wanted)
+            self._mend_key(manifest)
 
     def _mend_damaged(self, manifest: Manifest) -> None:
         for path in self.store.attestations.paths(manifest.digest):
@@ -77,13 +74,15 @@ class Claims:
             self.report.add(str(manifest.ref), name, found=MISSING, action="fetched")
             self._replace(self.store.attestations.folder(manifest.digest) / name.rpartition("/")[2], data)
         if not coming and not self._has_told(manifest):
-            self._lose(manifest, attestations_prefix(manifest.digest), MISSING)
+            is_vouched = manifest.digest in self.trust.locked or (word is not None and word.is_vouched)
+            step = "" if is_vouched else "`vpstore lock` where it was built lets its attestations come in; else "
+            self._lose(manifest, attestations_prefix(manifest.digest), MISSING, step=step)
 
-    def _mend_key(self, manifest: Manifest, *, is_wanted: bool) -> None:
+    def _mend_key(self, manifest: Manifest) -> None:
         key, artifact = manifest.build.key(), manifest.digest
         path = self.store.keys.folder(key) / artifact.hex
         is_there = path.is_file()
-        if artifact in self.store.keys.artifacts(key) or not (is_there or is_wanted):
+        if artifact in self.store.keys.artifacts(key):
             return
         name, found = key_name(key, artifact), "damaged" if is_there else MISSING
         is_coming = self.report.is_dry_run and self._has_told(manifest, mended=True)
@@ -99,8 +98,8 @@ class Claims:
         rows = [row for row in self.report.rows if row.name.startswith(prefix)]
         return any(row.action != "lost" or not mended for row in rows)
 
-    def _lose(self, manifest: Manifest, name: str, found: str) -> None:
-        step = "vpstore build --force attests it anew"
+    def _lose(self, manifest: Manifest, name: str, found: str, *, step: str = "") -> None:
+        step += f"vpstore build {manifest.ref} --force attests it anew"
         self.report.add(str(manifest.ref), name, found=found, action="lost", next_step=step)
 
     def _replace(self, path: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class Claims:
         """Write a file in the place of a damaged one, which keeps a name in quarantine."""
         if self.report.is_dry_run:
             return
-        if path.exists():
+        if os.path.lexists(path):
             aside = atomic.temporary_name(self.store.blobs.quarantine)
             atomic.keep_aside(path, aside.with_name(f"{path.name}-{aside.name}"))
         atomic.make_directory(path.parent)

@@ -31,6 +31,7 @@ from vpstore.storage import atomic
 from vpstore.storage.remotes.base import Remote, blob_name
 from vpstore.workspace import Workspace
 
+_NO_COPY = (BlobMissing, DigestMismatch, BadManifest)  # what the source has to say of a blob that it cannot give
 REBUILD = "vpstore build --force makes it again, or vpstore resolve --rebuild"
 
 
@@ -188,6 +189,10 @@ def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -
         run.report.add(what, name, found=found, action="fetched" if found == MISSING else "replaced")
         if not run.report.is_dry_run:
             run.faults[digest] = ""
+        return
+    if not isinstance(error, _NO_COPY):  # this disk, or the way to the source: whether there is a copy nobody knows
+        error.where = f"{what}: {error.where}"
+        run.report.failures.append(error)
         return
     where = f"{what} ({error.what})"
     run.report.add(where, name, found=found, action="lost", next_step=_next_step(run))

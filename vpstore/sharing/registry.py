@@ -4,7 +4,8 @@ Place in the path: under repair, after an artifact's blobs. A damaged attestatio
 was: bytes with that digest are the same attestation, whoever has them. A key file follows from the manifest and a sound
 attestation.
 Invariants: a damaged file gets a second name in quarantine before another takes its own; an attestation that was never
-here comes in only on the word of the lock or of a signature, as with pull.
+here comes in only on the word of the lock or of a signature, as with pull; an envelope with a false signature of a
+trusted key is set aside.
 
 Example:
     Claims(work.store, report, remote, trust).mend(manifest)
@@ -17,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreError
+from vpstore.schema.dsse import Envelope
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.inspection import key_bytes
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.trust import MAX_ATTESTATION_BYTES, Trust, missing_files, read_attestation
+from vpstore.signatures import signers_of
 from vpstore.storage import atomic
+from vpstore.storage.attestations import ENVELOPE_SUFFIX
 from vpstore.storage.remotes.base import Remote, attestations_prefix, key_name
 from vpstore.storage.store import Store
 
@@ -45,17 +49,31 @@ class Claims:
 
     def _mend_damaged(self, manifest: Manifest) -> None:
         for path in self.store.attestations.paths(manifest.digest):
+            name = attestations_prefix(manifest.digest) + path.name
             try:
                 self.store.attestations.read(path)
             except VpstoreError as error:
                 found = error.found or error.what
-                name = attestations_prefix(manifest.digest) + path.name
                 data = self._other_copy(name, manifest)
                 if data is None:
                     self._lose(manifest, name, found)
                     continue
                 self.report.add(str(manifest.ref), name, found=found, action="replaced")
                 self._replace(path, data)
+                continue
+            try:
+                self._mind_signature(path.name, path.read_bytes(), where=str(path))
+            except DigestMismatch as error:  # under its own digest: every copy of it is the same forgery
+                self.report.add(str(manifest.ref), name, found=error.what, action="quarantined")
+                self._set_aside(path)
+
+    def _mind_signature(self, name: str, data: bytes, *, where: str) -> None:
+        """Hold an envelope against the trusted keys.
+
+        Raises:  DigestMismatch: a signature claims one of them and is not its own.
+        """
+        if name.endswith(ENVELOPE_SUFFIX) and self.trust.keys:
+            signers_of(Envelope.decode(data, where=where), self.trust.keys, where=where)
 
     def _other_copy(self, name: str, manifest: Manifest) -> bytes | None:
         if self.source is None:
@@ -63,6 +81,7 @@ class Claims:
         try:
             data = self.source.read(name, limit=MAX_ATTESTATION_BYTES)
             read_attestation(name.rpartition("/")[2], data, artifact=manifest.digest, where=self.source.label)
+            self._mind_signature(name, data, where=self.source.label)
         except (BlobMissing, DigestMismatch, BadManifest):
             return None
         return data
@@ -108,7 +127,16 @@ class Claims:
         if self.report.is_dry_run:
             return
         if os.path.lexists(path):
-            aside = atomic.temporary_name(self.store.blobs.quarantine)
-            atomic.keep_aside(path, aside.with_name(f"{path.name}-{aside.name}"))
+            atomic.keep_aside(path, self._aside(path))
         atomic.make_directory(path.parent)
         atomic.write_file(path, data, folder=self.store.blobs.tmp)
+
+    def _set_aside(self, path: Path) -> None:
+        """Take a file that nobody should believe away, into quarantine."""
+        if not self.report.is_dry_run:
+            atomic.rename(path, self._aside(path))
+            atomic.fsync_directory(path.parent)
+
+    def _aside(self, path: Path) -> Path:
+        aside = atomic.temporary_name(self.store.blobs.quarantine)
+        return aside.with_name(f"{path.name}-{aside.name}")

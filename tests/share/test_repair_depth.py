@@ -123,3 +123,35 @@ def test_a_disk_that_refuses_is_not_taken_for_a_copy_that_is_nowhere(pair: Pair)
     assert [row["what"] for row in told] == ["a folder of the store is a symbolic link"]
     assert told[0]["next_step"]
     assert "no healthy copy" not in pair.a.run("repair", "plant@bloom", code=1).stdout.replace("0 have no", "")
+
+
+def test_one_pointer_that_cannot_be_read_keeps_nobody_from_the_others(pair: Pair) -> None:
+    pair.a.pointer("plant-sprout").write_text("{}")
+    digest = blobs_of(pair, "plant@bloom")["shard"]
+    for command in (["repair"], ["repair", "plant@bloom", "plant@sprout"]):
+        flipped(pair.a.blob(digest))
+        done = pair.a.json(*command, code=14)
+        assert [(row["name"], row["action"]) for row in done["objects"]] == [(blob_name(digest), "replaced")]
+        assert [row["next_step"] for row in done["failures"]] == ["vpstore build plant@sprout"]
+    gone(remote_blob(pair, digest))
+    done = pair.a.json("push", code=14)
+    assert [row["name"] for row in done["objects"]] == [blob_name(digest)]
+    assert [row["next_step"] for row in done["failures"]] == ["vpstore build plant@sprout"]
+    gone(remote_blob(pair, digest))
+    faults = pair.a.json("verify", "--remote", code=3)["faults"]
+    assert sum(fault["blob"] == digest for fault in faults) >= 1
+    assert sum("plant-sprout.json" in fault["where"] for fault in faults) == 1
+    assert pair.a.json("repair", "--to-remote", "shared", code=14)["objects"]
+    error = pair.a.json("repair", "plant@sprout", code=14)["error"]  # alone, it is the command's own
+    assert error["next_step"] == "vpstore build plant@sprout"
+
+
+def test_a_lock_that_cannot_be_read_is_said_once_with_a_next_step(pair: Pair) -> None:
+    (pair.a.root / "vpstore.lock").write_text("{}")
+    for command in (["resolve", "plant"], ["pull"], ["ls"], ["repair"], ["push"]):
+        error = pair.a.json(*command, code=14)["error"]
+        assert "git restore vpstore.lock" in error["next_step"]
+
+
+def test_a_folder_without_a_store_has_a_next_step(pair: Pair) -> None:
+    assert pair.a.json("repair", "--from-store", "/nonexistent", code=10)["error"]["next_step"]

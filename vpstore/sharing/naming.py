@@ -25,15 +25,22 @@ from vpstore.workspace import Workspace
 FULL_DIGITS: Final = 64
 
 
-def built_here(work: Workspace, stages: Iterable[StageRef]) -> list[Wanted]:
+def built_here(work: Workspace, stages: Iterable[StageRef], failures: list[VpstoreError] | None = None) -> list[Wanted]:
     """What each stage is here: the pointer's artifact, and the lock's where that is another one and is in the store.
 
-    Raises:  BadManifest: a damaged pointer or lock.
+    Args:    failures: takes what is wrong with pointers, so that the other stages are gone on with.
+    Raises:  BadManifest: a damaged lock; without `failures`, also a damaged pointer.
     """
-    found = []
+    found, lock = [], work.checkout.lock()
     for ref in stages:
-        pointer = work.checkout.pointers.read(ref)
-        entry = work.checkout.lock().entry(work.checkout.profile, ref)
+        try:
+            pointer = work.checkout.pointers.read(ref)
+        except VpstoreError as error:
+            if failures is None:
+                raise
+            failures.append(error)
+            continue
+        entry = lock.entry(work.checkout.profile, ref)
         if pointer is not None:
             same = entry if entry is not None and entry.artifact == pointer.artifact else None
             found.append(Wanted(pointer.artifact, str(ref), ref, same))
@@ -42,6 +49,23 @@ def built_here(work: Workspace, stages: Iterable[StageRef]) -> list[Wanted]:
         if work.store.blobs.has(entry.artifact):
             label = str(ref) if pointer is None else f"{ref} of the lock"
             found.append(Wanted(entry.artifact, label, ref, entry))
+    return found
+
+
+def named_all(work: Workspace, stages: Iterable[StageRef], failures: list[VpstoreError]) -> list[Wanted]:
+    """As `named`, for many: what is wrong with one pointer goes to `failures` and keeps nobody from the others.
+
+    Raises:  NoSuchRef: nothing leads to one of them; BadManifest: a damaged lock.
+    """
+    found = []
+    work.checkout.lock()
+    for ref in stages:
+        try:
+            found.append(named(work, ref))
+        except NoSuchRef:
+            raise
+        except VpstoreError as error:
+            failures.append(error)
     return found
 
 

@@ -53,7 +53,8 @@ def push(
         work.narrator.warn(
             f"not what vpstore.lock says, and pull goes by the lock: {', '.join(unlocked)}; `vpstore lock` accepts it"
         )
-    report = push_artifacts(work, wanted, _open(work, remote), workers=_workers(jobs), is_dry_run=is_dry_run)
+    opened = _open(work, remote, may_be_absent=True)
+    report = push_artifacts(work, wanted, opened, workers=_workers(jobs), is_dry_run=is_dry_run)
     report.failures += failures
     return report
 
@@ -101,7 +102,8 @@ def repair(
         if source is not None:
             raise UsageError("repair goes one way at a time", expected="a source, or a remote to be mended")
         wanted = _built(work, refs, failures)
-        repaired = repair_remote(work, wanted, _open(work, to_remote), workers=workers, is_dry_run=is_dry_run)
+        opened = _open(work, to_remote, may_be_absent=True)
+        repaired = repair_remote(work, wanted, opened, workers=workers, is_dry_run=is_dry_run)
     else:
         wanted = _named(work, refs, failures)
         repaired = repair_store(work, wanted, _source(work, source), workers=workers, is_dry_run=is_dry_run)
@@ -190,10 +192,10 @@ def _nothing_but(failures: Sequence[VpstoreError]) -> None:
         raise failures[0]
 
 
-def _open(work: Workspace, name: str | None) -> Remote:
+def _open(work: Workspace, name: str | None, *, may_be_absent: bool = False) -> Remote:
     from vpstore.storage.remotes.dvc import open_remote
 
-    return open_remote(work.checkout.root, name)
+    return open_remote(work.checkout.root, name, must_exist=not may_be_absent)
 
 
 def _source(work: Workspace, source: str | Path | None) -> Remote | None:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from vpstore.errors import UsageError
+from vpstore.errors import BadManifest, UsageError
 from vpstore.schema.fields import Fields
 from vpstore.schema.lockfile import Lockfile
 from vpstore.schema.objects import Objects, parse_objects
@@ -145,7 +145,12 @@ class Checkout:
                 data = self.lock_path.read_bytes()
             except FileNotFoundError:
                 return Lockfile()
-        return Lockfile.decode(data, where=str(self.lock_path))
+        try:
+            return Lockfile.decode(data, where=str(self.lock_path))
+        except BadManifest as error:
+            name = self.config.lock
+            error.next_step = f"`git restore {name}`; where git has none, remove it, then `vpstore lock`"
+            raise
 
     def relative(self, path: Path) -> str:
         """A path for messages: relative to the root where it lies below it."""

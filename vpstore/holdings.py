@@ -54,6 +54,7 @@ class Holdings:
     artifacts: dict[str, Digest] = field(default_factory=dict)  # by the names above
     prefixes: dict[str, str] = field(default_factory=dict)  # views of which only the first 12 digits are known
     troubles: dict[str, str] = field(default_factory=dict)  # what could not be read, by path, and why
+    pointers: set[str] = field(default_factory=set)  # those of the troubles that are pointers
     lock_path: str = ""
 
     @property
@@ -131,6 +132,7 @@ def _read_pointers(profile: Path, found: Holdings) -> None:
             pointer = Pointer.decode(path.read_bytes(), where=str(path))
         except (VpstoreError, OSError) as error:
             found.troubles[str(path)] = _reason(error)
+            found.pointers.add(str(path))
             continue
         is_own = f"{pointer.ref.slug}.json" == name
         label = pointer_name(profile.name, pointer.ref) if is_own else f"{profile.name}/refs/{name}"

@@ -22,6 +22,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, InputRecord, Manifest
 from vpstore.schema.ref import Ref
 from vpstore.schema.tensor_table import TensorRow, TensorTable
+from vpstore.storage.prefixes import by_prefix
 from vpstore.storage.store import Store
 from vpstore.workspace import Workspace
 
@@ -177,7 +178,7 @@ def find_artifact(work: Workspace, ref: Ref) -> Digest:
     Raises:  NoSuchRef: nothing is built or locked, or a prefix means none or several; BadManifest: a damaged pointer.
     """
     if ref.prefix is not None:
-        return _by_prefix(work.store, ref, ref.prefix)
+        return by_prefix(work.store, ref)
     stage = work.checkout.objects.find(ref)
     pointer = work.checkout.pointers.read(stage)
     if pointer is not None:
@@ -191,23 +192,3 @@ def find_artifact(work: Workspace, ref: Ref) -> Digest:
         expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(stage))} or an entry in the lock",
         next_step=f"vpstore build {stage}, vpstore pull {stage}, or dvc repro",
     )
-
-
-def _by_prefix(store: Store, ref: Ref, prefix: str) -> Digest:
-    """Attested artifacts are found by the beginning of their digest, any other by the whole of it."""
-    candidates = set(store.attestations.artifacts(prefix))
-    if len(prefix) == 64:
-        candidates.add(Digest.from_hex(prefix))
-    found = []
-    for artifact in sorted(candidates):
-        node = _read(store, artifact)
-        if node.manifest is not None and node.manifest.object == ref.object:
-            found.append(artifact)
-    if len(found) != 1:
-        raise NoSuchRef(
-            "a digest prefix means more than one artifact" if found else "no artifact has this digest prefix",
-            where=str(ref),
-            found=", ".join(artifact.short for artifact in found),
-            next_step="give more digits" if found else "vpstore ls",
-        )
-    return found[0]

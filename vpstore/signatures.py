@@ -241,7 +241,7 @@ def signers_of(envelope: Envelope, keys: Sequence[TrustedKey], *, where: str) ->
                 "a signature is not by the key that it names",
                 where=where,
                 expected=f"a signature by {key.name} ({key.id[:12]}) of this statement",
-                found="another",
+                found="another; `vpstore repair` sets it aside",  # also in lists of faults, which have no next step
                 next_step="do not believe this attestation: it was changed after it was signed, or is a forgery",
             )
         names.append(key.name)

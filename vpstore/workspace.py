@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,6 +66,13 @@ class Workspace:
     def changing(self) -> AbstractContextManager[None]:
         """Keep `gc` away, as `Store.changing()` does, and say so if it is at work and has to be waited for."""
         return self.store.changing(waiting=lambda: self.narrator.warn("vpstore gc is at work in this store; waiting"))
+
+    def reading(self, artifacts: Collection[Digest]) -> AbstractContextManager[None]:
+        """Keep artifacts from being collected while they are read at length.
+
+        By a root, which `gc` heeds; who may not write one lets `gc` wait instead.
+        """
+        return self.store.roots.running(artifacts=artifacts) if self.store.roots.is_writable else self.changing()
 
     def hold(self, artifacts: Mapping[str, Digest]) -> None:
         """Record in the store that this checkout has artifacts, so that `gc` of any other checkout keeps them.

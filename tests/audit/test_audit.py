@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from damage_tools import flip, truncate
 from forger import Forger, overwrite
-from orchard import commit
 from small_project import Project
 
 from vpstore.evidence.contents import blobs_of, check_contents
@@ -295,19 +294,6 @@ def test_a_damaged_lock_or_pointer_is_a_fault_and_the_audit_goes_on(orchard: Pro
     assert len(document["chain"]) == 5
     lock.unlink()
     assert orchard.json("audit", "graft", code=3)["chain"] == []
-
-
-def test_a_lock_that_git_does_not_have_is_told(orchard: Project, forger: Forger) -> None:
-    commit(orchard)
-    assert orchard.json("audit", "graft", "--worktree")["remarks"] == []
-    new = forger.replace_artifact("graft-main", forger.with_tensor)
-    forger.accept(new)
-    document = orchard.json("audit", "graft")
-    assert document["ok"]
-    assert [text for text in document["remarks"] if "changed since the last commit" in text]
-    assert wheres(faults(orchard, "graft", "--worktree")) == ["graft@main: vpstore.lock"]
-    commit(orchard)
-    assert orchard.json("audit", "graft", "--worktree")["ok"]
 
 
 def test_tensor_names_cannot_paint_on_the_terminal(orchard: Project) -> None:

@@ -10,6 +10,7 @@ import pytest
 from forger import Forger
 from small_project import Project
 
+from vpstore.schema.canonical import canonical_bytes
 from vpstore.schema.digest import Digest
 
 pytest.importorskip("cryptography")
@@ -115,3 +116,27 @@ def test_a_forgery_that_also_changes_the_lock_loses_its_signature(orchard: Proje
     assert document["chain"][-1]["signed_by"] == []
     found = orchard.json("audit", "graft", "--signed", code=3)["faults"]
     assert [(fault["kind"], fault["where"]) for fault in found] == [("signature", "graft@main: signatures")]
+
+
+def test_repair_sets_a_false_signature_aside(orchard: Project, forger: Forger) -> None:
+    """One byte of a trusted signature changed, under its new digest: no copy of it can ever be right."""
+    orchard.run("attest", "graft", "--key", str(trust(orchard, "release")))
+    true = envelope(forger)
+    document = json.loads(true.read_bytes())
+    sig = bytearray(base64.b64decode(document["signatures"][0]["sig"]))
+    sig[-1] ^= 1
+    document["signatures"][0]["sig"] = base64.b64encode(sig).decode()
+    data = canonical_bytes(document)
+    false = true.with_name(f"{Digest.of(data).hex}.dsse")
+    false.write_bytes(data)
+    for command in ("audit", "verify"):
+        (fault,) = orchard.json(command, "graft", code=3)["faults"]
+        assert "vpstore repair" in fault["found"]
+    for options in (["--dry-run"], []):
+        assert false.exists()
+        rows = orchard.json("repair", "graft", *options)["objects"]
+        assert [(row["name"].rpartition("/")[2], row["action"]) for row in rows] == [(false.name, "quarantined")]
+    assert [path.read_bytes() for path in (orchard.store / "quarantine").iterdir()] == [data]
+    assert true.exists()
+    assert orchard.json("audit", "graft")["ok"]
+    assert orchard.json("verify", "graft")["ok"]

@@ -137,6 +137,9 @@ def _damage_store(root: Path, bench: Bench) -> None:
     flip(_blob(root, files["model.safetensors"]["digest"]), 200)
     _blob(root, files["model.safetensors"]["tensors"]).unlink()
     flip(manifest, 50)
+    report = _blob(root, files["reports/metrics.json"]["digest"])  # and a folder where a file should be
+    report.unlink()
+    report.mkdir()
 
 
 def _abandon(root: Path, bench: Bench) -> None:

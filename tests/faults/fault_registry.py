@@ -29,7 +29,7 @@ from mutations import mutate
 from negative_controls import CONTROLS
 from parsers import Violation, hold, parsers
 from shard_headers import disagreement, unsound
-from strace_faults import FULL, SHORT, STRACE, inject
+from strace_faults import SCENES, SHORT, STRACE, fresh_copy, inject, places
 from test_shard_oracle import BOMBS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -110,14 +110,17 @@ def kernel(folder: Path, share: int) -> Iterator[Row]:
     template = make_project(folder / "template", folder / "cache")
     template.run("build", "--all")
     by_what: dict[str, list[list[str]]] = {}
-    for number, injection in enumerate((*SHORT, *FULL[len(SHORT) :: share])):
-        shutil.copytree(template.root, folder / f"case-{number}", symlinks=True)
-        project = type(template)(folder / f"case-{number}", folder / f"cache-{number}")
-        by_what.setdefault(f"{injection.call}, {injection.what}", []).append(inject(project, injection))
-        shutil.rmtree(project.root)
-    for what, cases in sorted(by_what.items()):
-        wrong = [case for case in cases if case]
-        yield Row(what, len(cases), len(wrong), "", tuple(case[0] for case in wrong[:5]))
+    cases = [*SHORT]
+    for scene in SCENES:
+        cases += places(template, folder / scene, scene, share=share)
+    for number, injection in enumerate(cases):
+        project = fresh_copy(template, folder / f"case-{number}")
+        name = f"{injection.scene}: {injection.call}, {injection.what}"
+        by_what.setdefault(name, []).append(inject(project, injection))
+        shutil.rmtree(folder / f"case-{number}")
+    for what, found in sorted(by_what.items()):
+        wrong = [case for case in found if case]
+        yield Row(what, len(found), len(wrong), "", tuple(case[0] for case in wrong[:5]))
 
 
 def damage(folder: Path, share: int) -> Iterator[Row]:

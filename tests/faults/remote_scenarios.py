@@ -77,6 +77,8 @@ def repair_all(acknowledge: Acknowledge) -> None:
     lost = [row for row in repaired.rows if row.action == "lost"]
     if lost:
         raise VpstoreError("not all could be repaired", where=str(lost[0].where), next_step=lost[0].next_step)
+    if repaired.failures:
+        raise repaired.failures[0]
     for row in wanted:
         acknowledge(str(row.ref), row.artifact)
 

@@ -102,6 +102,20 @@ def damaged(team: Team, digest: str) -> Path:
     return path
 
 
+def test_a_pointer_that_hides_what_is_needed_is_built_anew(team: Team, ada: Member) -> None:
+    """Nothing of this checkout was ever recorded, as in a store whose roots were not copied along."""
+    ada.build()
+    for record in (team.root / "roots").glob("*.json"):
+        record.unlink()
+    ada.pointer("plant-bloom").write_text("{}")
+    error = ada.gc(code=14)["error"]
+    assert "plant-bloom.json" in error["where"]
+    assert error["next_step"].startswith("vpstore build plant@bloom;")
+    assert "(vpstore build plant@bloom)" in ada.run("gc", "--dry-run", "--grace", "0", code=14).stdout
+    ada.run("build", "plant@bloom")
+    ada.gc()
+
+
 @pytest.mark.parametrize("ref", ["plant@bloom", "seed@main"])
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_damaged_manifest_that_is_needed_stops_gc(team: Team, ada: Member, ref: str, is_lost: bool) -> None:

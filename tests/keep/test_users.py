@@ -13,9 +13,15 @@ import pytest
 from shared_store import STAGES, Member, Team, remove, unload_recipes
 from small_project import REPOSITORY
 
+from vpstore.checkout import Checkout
 from vpstore.schema.digest import Digest
+from vpstore.sharing.naming import agreed, built_here
+from vpstore.storage.remotes.directory import DirectoryRemote
 from vpstore.storage.stamps import Stamps
 from vpstore.storage.store import Store
+from vpstore.verbs.pull import pull
+from vpstore.verbs.push import push
+from vpstore.workspace import Workspace
 
 ADA, BOB, GROUP = 41001, 41002, 41000
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")
@@ -96,6 +102,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
             ["lock"],
             ["verify", "--all"],
             ["resolve", "plant"],
+            ["export", "plant", str(folder / "out")],
             ["gc"],
             ["nonsense"],
         ):
@@ -274,6 +281,29 @@ def test_who_may_only_read_the_store_resolves_and_is_told(office: Team) -> None:
     become(BOB, commands(eve, ["gc", "--grace", "0"], codes=(1,)), umask=0o022, log=log, groups=())
     assert "collecting failed: Permission denied" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@as_root
+def test_who_may_only_read_a_store_that_was_pulled_resolves_and_exports(office: Team, tmp_path: Path) -> None:
+    """Nobody ever resolved in this store, so it has no locks but its own."""
+    log = office.folder / "log"
+    ada, eve = person(office, "ada", ADA), person(office, "eve", BOB)
+    own = {"VPSTORE_ROOT": str(ada.root / ".vpstore")}
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"], **own), umask=0o022, log=log)
+    (eve.root / "vpstore.lock").write_bytes((ada.root / "vpstore.lock").read_bytes())
+    shelf = DirectoryRemote(tmp_path / "shelf", "shelf")
+    theirs = Workspace(Checkout.find(ada.root), Store.open(ada.root / ".vpstore"))
+    assert not push(theirs, built_here(theirs, theirs.checkout.objects.order), shelf).failures
+    ours = Workspace(Checkout.find(eve.root), Store.create(office.root))
+    assert not pull(ours, agreed(ours, None), shelf).failures
+    remove(eve.root / "weights")
+    before = modes(office.root)
+    log.write_text("")
+    acts = [["resolve", "plant"], ["resolve", "plant", "--full"], ["export", "plant", str(eve.cache / "plant")]]
+    become(BOB, commands(eve, *acts), umask=0o022, log=log, groups=())
+    assert "will not know of this view" in log.read_text()
+    assert (eve.cache / "plant" / "model.safetensors").is_file()
+    assert modes(office.root) == before
 
 
 @as_root

@@ -229,7 +229,9 @@ def test_a_forged_claim_on_the_remote_is_a_fault(pair: Pair) -> None:
 def test_a_remote_that_lacks_everything_is_filled_by_repair(pair: Pair) -> None:
     config = pair.a.root / ".dvc" / "config"
     config.write_text(config.read_text() + f"['remote \"other\"']\n    url = {pair.folder / 'other'}\n")
+    (pair.folder / "other").mkdir()
     assert len(pair.a.json("verify", "--remote", "-r", "other", code=3)["faults"]) > 20
+    (pair.folder / "other").rmdir()
     pair.a.run("repair", "--to-remote", "other")
     assert objects(pair.folder / "other" / "vpstore") == pair.objects()
     assert named_by_remote(pair.folder / "other" / "vpstore") == []

@@ -17,7 +17,7 @@ from vpstore.schema.fault import Fault
 from vpstore.schema.ref import Ref, parse_ref
 from vpstore.sharing.crew import DEFAULT_WORKERS, MAX_WORKERS
 from vpstore.sharing.mending import Repaired
-from vpstore.sharing.naming import agreed, built_here, here_by_prefix, named, there_by_prefix
+from vpstore.sharing.naming import agreed, built_here, here_by_prefix, named, named_all, there_by_prefix
 from vpstore.sharing.plan import Wanted
 from vpstore.sharing.report import Report
 from vpstore.storage.remotes.base import Remote
@@ -27,7 +27,8 @@ from vpstore.verbs.pull import pull as pull_artifacts
 from vpstore.verbs.pull import pull_alone
 from vpstore.verbs.push import push as push_artifacts
 from vpstore.verbs.remote_check import check_remote
-from vpstore.verbs.repair import repair_remote, repair_store
+from vpstore.verbs.repair import repair_store
+from vpstore.verbs.repair_remote import repair_remote
 from vpstore.verbs.verify import verifiable
 from vpstore.workspace import Workspace
 
@@ -46,12 +47,16 @@ def push(
     Raises:  NoSuchRef: nothing is built; UsageError: no such remote; RemoteFailure.
     """
     work = work or Workspace.find(Path.cwd())
-    wanted = _built(work, refs)
+    failures: list[VpstoreError] = []
+    wanted = _built(work, refs, failures)
     if unlocked := [row.label for row in wanted if row.ref is not None and row.entry is None]:
         work.narrator.warn(
             f"not what vpstore.lock says, and pull goes by the lock: {', '.join(unlocked)}; `vpstore lock` accepts it"
         )
-    return push_artifacts(work, wanted, _open(work, remote), workers=_workers(jobs), is_dry_run=is_dry_run)
+    opened = _open(work, remote, may_be_absent=True)
+    report = push_artifacts(work, wanted, opened, workers=_workers(jobs), is_dry_run=is_dry_run)
+    report.failures += failures
+    return report
 
 
 def pull(
@@ -92,12 +97,18 @@ def repair(
     """
     work = work or Workspace.find(Path.cwd())
     workers = _workers(jobs)
+    failures: list[VpstoreError] = []
     if to_remote is not None:
         if source is not None:
             raise UsageError("repair goes one way at a time", expected="a source, or a remote to be mended")
-        return repair_remote(work, _built(work, refs), _open(work, to_remote), workers=workers, is_dry_run=is_dry_run)
-    wanted = _named(work, refs)
-    return repair_store(work, wanted, _source(work, source), workers=workers, is_dry_run=is_dry_run)
+        wanted = _built(work, refs, failures)
+        opened = _open(work, to_remote, may_be_absent=True)
+        repaired = repair_remote(work, wanted, opened, workers=workers, is_dry_run=is_dry_run)
+    else:
+        wanted = _named(work, refs, failures)
+        repaired = repair_store(work, wanted, _source(work, source), workers=workers, is_dry_run=is_dry_run)
+    repaired.failures += failures
+    return repaired
 
 
 def verify_remote(
@@ -107,8 +118,10 @@ def verify_remote(
 
     Args:    refs: none means every ref; everything: also what else lies on the remote.
     """
-    wanted = _named(work, refs)
-    return list(check_remote(work, wanted, _open(work, remote), workers=_workers(jobs), everything=everything))
+    failures: list[VpstoreError] = []
+    wanted = _named(work, refs, failures)
+    found = list(check_remote(work, wanted, _open(work, remote), workers=_workers(jobs), everything=everything))
+    return found + [Fault(row.where, row.expected or "a sound pointer", row.found or row.what) for row in failures]
 
 
 def fetch(ref: Ref, *, work: Workspace, remote: str | None = None, locked: bool = False) -> Report | None:
@@ -145,38 +158,44 @@ def _is_here(work: Workspace, wanted: Wanted) -> bool:
     return all(work.store.blobs.is_whole(digest) for digest in manifest.blobs())
 
 
-def _built(work: Workspace, refs: Sequence[str]) -> list[Wanted]:
-    """What is here under these refs; without refs, under all."""
-    found = [] if refs else built_here(work, work.checkout.objects.order)
+def _built(work: Workspace, refs: Sequence[str], failures: list[VpstoreError]) -> list[Wanted]:
+    """What is here under these refs; without refs, under all. `failures` takes what is wrong with single pointers."""
+    found = [] if refs else built_here(work, work.checkout.objects.order, failures)
     for text in refs:
-        ref = parse_ref(text)
-        rows = [here_by_prefix(work, ref)] if ref.prefix is not None else built_here(work, targets(work, [text]))
-        if not rows:
+        ref, before = parse_ref(text), len(failures)
+        is_prefix = ref.prefix is not None
+        rows = [here_by_prefix(work, ref)] if is_prefix else built_here(work, targets(work, [text]), failures)
+        if not rows and len(failures) == before:
             raise NoSuchRef("nothing is built under this name", where=text, next_step=f"vpstore build {text}")
         found += rows
     if not found:
+        _nothing_but(failures)
         raise NoSuchRef("nothing is built yet", where=f"profile {work.checkout.profile}", next_step="dvc repro")
     return found
 
 
-def _named(work: Workspace, refs: Sequence[str]) -> list[Wanted]:
+def _named(work: Workspace, refs: Sequence[str], failures: list[VpstoreError]) -> list[Wanted]:
     """What these refs are, here or not; without refs, all that have a pointer or a lock entry."""
-    if not refs:
-        return [named(work, stage) for stage in verifiable(work)]
-    found = []
+    found = [] if refs else named_all(work, verifiable(work), failures)
     for text in refs:
         ref = parse_ref(text)
-        if ref.prefix is not None:
-            found.append(here_by_prefix(work, ref))
-        else:
-            found += [named(work, stage) for stage in targets(work, [text])]
+        is_prefix = ref.prefix is not None
+        found += [here_by_prefix(work, ref)] if is_prefix else named_all(work, targets(work, [text]), failures)
+    if not found:
+        _nothing_but(failures)
     return found
 
 
-def _open(work: Workspace, name: str | None) -> Remote:
+def _nothing_but(failures: Sequence[VpstoreError]) -> None:
+    """Where one pointer is all that there is to go by, what is wrong with it is what is wrong with the command."""
+    if failures:
+        raise failures[0]
+
+
+def _open(work: Workspace, name: str | None, *, may_be_absent: bool = False) -> Remote:
     from vpstore.storage.remotes.dvc import open_remote
 
-    return open_remote(work.checkout.root, name)
+    return open_remote(work.checkout.root, name, must_exist=not may_be_absent)
 
 
 def _source(work: Workspace, source: str | Path | None) -> Remote | None:
@@ -199,7 +218,12 @@ def _other_store(folder: Path) -> Remote:
     for root in (folder, folder / NAME):
         if (root / "format").exists():
             return DirectoryRemote(Store.open(root).root, f"the store {root}", folder=".")
-    raise NoStore("there is no store here", where=str(folder), expected=f"a store, or a checkout with {NAME}")
+    raise NoStore(
+        "there is no store here",
+        where=str(folder),
+        expected=f"a store, or a checkout with {NAME}",
+        next_step="name the folder of another checkout, or of its store; --from names a remote",
+    )
 
 
 def _workers(jobs: int) -> int:

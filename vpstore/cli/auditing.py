@@ -138,7 +138,7 @@ def _print_audit(found: Audit) -> None:
     for line in found.lineage.tree() if found.lineage is not None else ():
         link = found.links[line.node.artifact]
         notes = "".join(f"  {note}" for note in link.notes)
-        click.echo(printable(f"{_place(line)}  {link.verdict}{notes}{_above(line)}"))
+        click.echo(printable(f"{_place(line, link.name)}  {link.verdict}{notes}{_above(line)}"))
     for title, lines in (("faults", found.faults), ("remarks", found.remarks)):
         if lines:
             click.echo(f"\n{title}")
@@ -155,9 +155,9 @@ def _print_audit(found: Audit) -> None:
     )
 
 
-def _place(line: TreeLine) -> str:
-    role = f"{line.role}  " if line.role else ""
-    return f"{line.indent}{role}{line.node.name}  {line.node.artifact.short}"
+def _place(line: TreeLine, name: str) -> str:
+    """Where a line stands, whose it is, and the digest, which is all that is known where a manifest is not."""
+    return line.indent + "  ".join(text for text in (line.role, name, line.node.artifact.short) if text)
 
 
 def _above(line: TreeLine) -> str:
@@ -169,7 +169,8 @@ def _print_graph(found: Graph) -> None:
         manifest = line.node.manifest
         size = size_text(manifest.size_bytes) if manifest is not None else line.node.reason
         recipe = f"  {manifest.build.entry}" if manifest is not None else ""
-        click.echo(printable(f"{_place(line)}  {size}{recipe}{_above(line)}"))
+        name = line.node.name if manifest is not None else ""
+        click.echo(printable(f"{_place(line, name)}  {size}{recipe}{_above(line)}"))
 
 
 def _print_explanation(found: Explanation, diffs: dict[tuple[str, ...], list[str]]) -> None:

@@ -100,7 +100,7 @@ def _print_totals(done: Collection) -> None:
     verb = "would free" if done.terms.is_dry_run else "freed"
     click.echo(f"{verb} {size_text(size)}" if count else "nothing to delete")
     if done.is_refused:
-        click.echo("damage hides what is needed: gc deletes nothing before that is mended (vpstore repair)")
+        click.echo(f"damage hides what is needed: gc deletes nothing before that is mended ({done.way_out})")
 
 
 def _count(number: int, one: str, many: str = "") -> str:

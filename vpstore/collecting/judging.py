@@ -63,6 +63,7 @@ class Collection:
     terms: Terms
     marks: Marks
     forgotten: tuple[str, ...] = ()  # paths of checkouts
+    way_out: str = ""  # what mends the damage for which the run is refused
     verdicts: list[Verdict] = field(default_factory=list)
 
     @property
@@ -85,7 +86,7 @@ class Collection:
             "dry_run": self.terms.is_dry_run,
             "grace_seconds": self.terms.grace_seconds,
             "ok": not self.is_refused,
-            "obstacles": list(self.marks.obstacles),
+            "obstacles": [str(row) for row in self.marks.obstacles],
             "checkouts": [
                 {
                     "path": marking.shown(row.record.checkout),

@@ -67,6 +67,17 @@ class CheckoutState(NamedTuple):
         return self.state not in ("gone", "another")
 
 
+class Obstacle(NamedTuple):
+    """Damage that hides what is needed."""
+
+    text: str
+    path: Path | None = None  # of what cannot be read in a checkout; None: it is a manifest
+    is_pointer: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass
 class Marks:
     """The result: everything that is not in `blobs` and `artifacts` is needed by nobody."""
@@ -76,7 +87,7 @@ class Marks:
     checkouts: list[CheckoutState] = field(default_factory=list)
     absent: dict[Digest, Root] = field(default_factory=dict)  # named, but never here: nothing to keep
     arriving: dict[Digest, Root] = field(default_factory=dict)  # on its way, needs not known yet
-    obstacles: list[str] = field(default_factory=list)  # damage that hides what is needed
+    obstacles: list[Obstacle] = field(default_factory=list)
     processes: int = 0
 
     @property
@@ -148,14 +159,14 @@ def _state(record: CheckoutRoot, found: Holdings | None, *, is_registered: bool)
     return CheckoutState(record, "read" if is_registered else "unregistered", held, "", now)
 
 
-def _hidden(record: CheckoutRoot, found: Holdings) -> list[str]:
+def _hidden(record: CheckoutRoot, found: Holdings) -> list[Obstacle]:
     """What a checkout has that cannot be read, and was never recorded either.
 
     Pointers and views are recorded before they are made; a lock may have come with git.
     """
     is_lock_known = any(name.startswith("lock ") for name in record.artifacts)
     return [
-        f"{path}: {why}"
+        Obstacle(f"{path}: {why}", Path(path), path in found.pointers)
         for path, why in sorted(found.troubles.items())
         if not record.artifacts or (path == found.lock_path and not is_lock_known)
     ]
@@ -232,7 +243,7 @@ class _Walk:
         elif fault == "missing" and not self._was_here(artifact):
             self.marks.absent[artifact] = root
         elif not is_courtesy:
-            self.marks.obstacles.append(f"manifest {artifact}, {root}: {fault}")
+            self.marks.obstacles.append(Obstacle(f"manifest {artifact}, {root}: {fault}"))
         return None
 
     def _was_here(self, artifact: Digest) -> bool:

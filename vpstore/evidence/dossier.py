@@ -57,7 +57,9 @@ class Dossier:
     faults: set[Finding] = field(default_factory=set)
     remarks: set[str] = field(default_factory=set)
     stale: tuple[str, ...] = ()  # what changed in the working tree since it was built, in words
+    named: str = ""  # by the lock, or by the person who asked: what it is called where the manifest is not known
     standing: Standing = "absent"
+    relocked: bool = False  # the lock was changed since the last commit, to other bytes under the same key
     signers: tuple[str, ...] = ()  # trusted keys
 
     def fault(self, kind: str, what: str, *, expected: str, found: str, blob: str = "") -> None:

@@ -22,6 +22,7 @@ from vpstore.schema.manifest import Manifest
 from vpstore.schema.reproduction import Reproduction
 from vpstore.signatures import TrustedKey, open_envelope
 from vpstore.storage.attestations import ENVELOPE_SUFFIX, Attestations
+from vpstore.storage.refusals import read_plain
 
 
 def check_statements(
@@ -43,7 +44,7 @@ def check_statements(
 
 def _signers(dossier: Dossier, path: Path, keys: Sequence[TrustedKey]) -> tuple[str, ...]:
     try:
-        return open_envelope(path.read_bytes(), keys, where=path.name).signers
+        return open_envelope(read_plain(path, "reading an attestation"), keys, where=path.name).signers
     except (VpstoreError, OSError) as error:
         _refuse(dossier, f"signature {path.name[:12]}", error, kind="signature")
         return ()

@@ -73,6 +73,12 @@ class Digest(str):
         return self[len(PREFIX) : len(PREFIX) + 12]
 
 
+def apart(first: Digest, second: Digest) -> tuple[str, str]:
+    """Two digests as a person is shown them: as short as ever, but so long that they differ if they do."""
+    digits = next((n for n in range(12, 64, 4) if first.hex[:n] != second.hex[:n]), 64)
+    return first.hex[:digits], second.hex[:digits]
+
+
 def is_hex(text: str, digits: int) -> bool:
     """Whether a text is so many lowercase hex digits."""
     return len(text) == digits and _HEX.fullmatch(text) is not None

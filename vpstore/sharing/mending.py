@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple
 from vpstore.errors import BlobMissing, DigestMismatch, VpstoreError
 from vpstore.sharing.report import gravest
 
-Action = Literal["fetched", "replaced", "rewritten", "lost"]
+# fetched: it was missing; replaced: the damaged one is in quarantine; quarantined: and nothing takes its place; lost:
+# nobody has a healthy one.
+Action = Literal["fetched", "replaced", "rewritten", "quarantined", "lost"]
 MISSING = "missing"
 
 
@@ -24,7 +26,7 @@ class Mended(NamedTuple):
     where: str  # which artifact, and which part of it
     name: str  # as on a remote: blobs/…, attestations/…, keys/…
     found: str  # "missing", or what it was instead
-    action: Action  # fetched: was missing; replaced: the damaged one is in quarantine; lost: nobody has it
+    action: Action
     next_step: str = ""
 
 

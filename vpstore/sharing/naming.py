@@ -11,7 +11,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, NoSuchRef, VpstoreError
 from vpstore.schema.digest import Digest
@@ -19,21 +18,27 @@ from vpstore.schema.lockfile import LockEntry
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import Ref, StageRef
 from vpstore.sharing.plan import ReadManifest, Wanted, fetch_manifest
+from vpstore.storage.prefixes import FULL_DIGITS, by_prefix, only
 from vpstore.storage.remotes.base import Remote
 from vpstore.workspace import Workspace
 
-FULL_DIGITS: Final = 64
 
-
-def built_here(work: Workspace, stages: Iterable[StageRef]) -> list[Wanted]:
+def built_here(work: Workspace, stages: Iterable[StageRef], failures: list[VpstoreError] | None = None) -> list[Wanted]:
     """What each stage is here: the pointer's artifact, and the lock's where that is another one and is in the store.
 
-    Raises:  BadManifest: a damaged pointer or lock.
+    Args:    failures: takes what is wrong with pointers, so that the other stages are gone on with.
+    Raises:  BadManifest: a damaged lock; without `failures`, also a damaged pointer.
     """
-    found = []
+    found, lock = [], work.checkout.lock()
     for ref in stages:
-        pointer = work.checkout.pointers.read(ref)
-        entry = work.checkout.lock().entry(work.checkout.profile, ref)
+        try:
+            pointer = work.checkout.pointers.read(ref)
+        except VpstoreError as error:
+            if failures is None:
+                raise
+            failures.append(error)
+            continue
+        entry = lock.entry(work.checkout.profile, ref)
         if pointer is not None:
             same = entry if entry is not None and entry.artifact == pointer.artifact else None
             found.append(Wanted(pointer.artifact, str(ref), ref, same))
@@ -42,6 +47,23 @@ def built_here(work: Workspace, stages: Iterable[StageRef]) -> list[Wanted]:
         if work.store.blobs.has(entry.artifact):
             label = str(ref) if pointer is None else f"{ref} of the lock"
             found.append(Wanted(entry.artifact, label, ref, entry))
+    return found
+
+
+def named_all(work: Workspace, stages: Iterable[StageRef], failures: list[VpstoreError]) -> list[Wanted]:
+    """As `named`, for many: what is wrong with one pointer goes to `failures` and keeps nobody from the others.
+
+    Raises:  NoSuchRef: nothing leads to one of them; BadManifest: a damaged lock.
+    """
+    found = []
+    work.checkout.lock()
+    for ref in stages:
+        try:
+            found.append(named(work, ref))
+        except NoSuchRef:
+            raise
+        except VpstoreError as error:
+            failures.append(error)
     return found
 
 
@@ -95,12 +117,7 @@ def here_by_prefix(work: Workspace, ref: Ref) -> Wanted:
 
     Raises:  NoSuchRef: none, or several.
     """
-    prefix = str(ref.prefix)
-    candidates = set(work.store.attestations.artifacts(prefix))
-    if len(prefix) == FULL_DIGITS:
-        candidates.add(Digest.from_hex(prefix))
-    found = [a for a in sorted(candidates) if work.store.blobs.has(a) and work.store.manifest(a).object == ref.object]
-    return _only(ref, found, "this store")
+    return _by_digits(ref, by_prefix(work.store, ref))
 
 
 def there_by_prefix(remote: Remote, ref: Ref) -> Wanted:
@@ -110,7 +127,7 @@ def there_by_prefix(remote: Remote, ref: Ref) -> Wanted:
     """
     prefix = str(ref.prefix)
     if len(prefix) == FULL_DIGITS:
-        return _only(ref, [Digest.from_hex(prefix)], remote.label)
+        return _by_digits(ref, Digest.from_hex(prefix))
     folders = {name.split("/")[1] for name, _ in remote.list("attestations/") if name.count("/") == 2}
     found = []
     for folder in sorted(folders):
@@ -122,18 +139,11 @@ def there_by_prefix(remote: Remote, ref: Ref) -> Wanted:
                 found.append(artifact)
         except (BlobMissing, DigestMismatch, BadManifest):  # what cannot be an artifact is none
             continue
-    return _only(ref, found, remote.label)
+    return _by_digits(ref, only(ref, found, remote.label))
 
 
-def _only(ref: Ref, found: Sequence[Digest], where: str) -> Wanted:
-    if len(found) != 1:
-        raise NoSuchRef(
-            "a digest prefix means more than one artifact" if found else "no artifact has this digest prefix",
-            where=f"{ref}, {where}",
-            found=", ".join(artifact.short for artifact in found),
-            next_step="give more digits" if found else "vpstore ls",
-        )
-    return Wanted(found[0], str(ref), object=ref.object, is_exact=len(str(ref.prefix)) == FULL_DIGITS)
+def _by_digits(ref: Ref, artifact: Digest) -> Wanted:
+    return Wanted(artifact, str(ref), object=ref.object, is_exact=len(str(ref.prefix)) == FULL_DIGITS)
 
 
 def rightly_named(wanted: Sequence[Wanted], read: ReadManifest) -> tuple[dict[Digest, str], list[VpstoreError]]:

@@ -4,23 +4,28 @@ Place in the path: under repair, after an artifact's blobs. A damaged attestatio
 was: bytes with that digest are the same attestation, whoever has them. A key file follows from the manifest and a sound
 attestation.
 Invariants: a damaged file gets a second name in quarantine before another takes its own; an attestation that was never
-here comes in only on the word of the lock or of a signature, as with pull.
+here comes in only on the word of the lock or of a signature, as with pull; an envelope with a false signature of a
+trusted key is set aside.
 
 Example:
-    Claims(work.store, report, remote, trust).mend(manifest, is_wanted=True)
+    Claims(work.store, report, remote, trust).mend(manifest)
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreError
+from vpstore.schema.dsse import Envelope
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.inspection import key_bytes
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.trust import MAX_ATTESTATION_BYTES, Trust, missing_files, read_attestation
+from vpstore.signatures import signers_of
 from vpstore.storage import atomic
+from vpstore.storage.attestations import ENVELOPE_SUFFIX
 from vpstore.storage.remotes.base import Remote, attestations_prefix, key_name
 from vpstore.storage.store import Store
 
@@ -34,30 +39,41 @@ class Claims:
     source: Remote | None
     trust: Trust
 
-    def mend(self, manifest: Manifest, *, is_wanted: bool) -> None:
-        """Mend the attestations, then the key file of one artifact.
-
-        Args:    is_wanted: a ref leads to it, so that having no attestation and no key is a fault.
-        """
+    def mend(self, manifest: Manifest) -> None:
+        """Mend the attestations, then the key file of one artifact; having none is a fault, of an ancestor as well."""
         with atomic.disk_errors(self.store.root, f"mending what is said about {manifest.ref}"):
             self._mend_damaged(manifest)
-            if is_wanted and not self.store.attestations.of(manifest.digest):
+            if not self.store.attestations.of(manifest.digest):
                 self._fetch_missing(manifest)
-            self._mend_key(manifest, is_wanted=is_wanted)
+            self._mend_key(manifest)
 
     def _mend_damaged(self, manifest: Manifest) -> None:
         for path in self.store.attestations.paths(manifest.digest):
+            name = attestations_prefix(manifest.digest) + path.name
             try:
                 self.store.attestations.read(path)
             except VpstoreError as error:
                 found = error.found or error.what
-                name = attestations_prefix(manifest.digest) + path.name
                 data = self._other_copy(name, manifest)
                 if data is None:
                     self._lose(manifest, name, found)
                     continue
                 self.report.add(str(manifest.ref), name, found=found, action="replaced")
                 self._replace(path, data)
+                continue
+            try:
+                self._mind_signature(path.name, path.read_bytes(), where=str(path))
+            except DigestMismatch as error:  # under its own digest: every copy of it is the same forgery
+                self.report.add(str(manifest.ref), name, found=error.what, action="quarantined")
+                self._set_aside(path)
+
+    def _mind_signature(self, name: str, data: bytes, *, where: str) -> None:
+        """Hold an envelope against the trusted keys.
+
+        Raises:  DigestMismatch: a signature claims one of them and is not its own.
+        """
+        if name.endswith(ENVELOPE_SUFFIX) and self.trust.keys:
+            signers_of(Envelope.decode(data, where=where), self.trust.keys, where=where)
 
     def _other_copy(self, name: str, manifest: Manifest) -> bytes | None:
         if self.source is None:
@@ -65,6 +81,7 @@ class Claims:
         try:
             data = self.source.read(name, limit=MAX_ATTESTATION_BYTES)
             read_attestation(name.rpartition("/")[2], data, artifact=manifest.digest, where=self.source.label)
+            self._mind_signature(name, data, where=self.source.label)
         except (BlobMissing, DigestMismatch, BadManifest):
             return None
         return data
@@ -77,13 +94,15 @@ class Claims:
             self.report.add(str(manifest.ref), name, found=MISSING, action="fetched")
             self._replace(self.store.attestations.folder(manifest.digest) / name.rpartition("/")[2], data)
         if not coming and not self._has_told(manifest):
-            self._lose(manifest, attestations_prefix(manifest.digest), MISSING)
+            is_vouched = manifest.digest in self.trust.locked or (word is not None and word.is_vouched)
+            step = "" if is_vouched else "`vpstore lock` where it was built lets its attestations come in; else "
+            self._lose(manifest, attestations_prefix(manifest.digest), MISSING, step=step)
 
-    def _mend_key(self, manifest: Manifest, *, is_wanted: bool) -> None:
+    def _mend_key(self, manifest: Manifest) -> None:
         key, artifact = manifest.build.key(), manifest.digest
         path = self.store.keys.folder(key) / artifact.hex
         is_there = path.is_file()
-        if artifact in self.store.keys.artifacts(key) or not (is_there or is_wanted):
+        if artifact in self.store.keys.artifacts(key):
             return
         name, found = key_name(key, artifact), "damaged" if is_there else MISSING
         is_coming = self.report.is_dry_run and self._has_told(manifest, mended=True)
@@ -99,16 +118,25 @@ class Claims:
         rows = [row for row in self.report.rows if row.name.startswith(prefix)]
         return any(row.action != "lost" or not mended for row in rows)
 
-    def _lose(self, manifest: Manifest, name: str, found: str) -> None:
-        step = "vpstore build --force attests it anew"
+    def _lose(self, manifest: Manifest, name: str, found: str, *, step: str = "") -> None:
+        step += f"vpstore build {manifest.ref} --force attests it anew"
         self.report.add(str(manifest.ref), name, found=found, action="lost", next_step=step)
 
     def _replace(self, path: Path, data: bytes) -> None:
         """Write a file in the place of a damaged one, which keeps a name in quarantine."""
         if self.report.is_dry_run:
             return
-        if path.exists():
-            aside = atomic.temporary_name(self.store.blobs.quarantine)
-            atomic.keep_aside(path, aside.with_name(f"{path.name}-{aside.name}"))
+        if os.path.lexists(path):
+            atomic.keep_aside(path, self._aside(path))
         atomic.make_directory(path.parent)
         atomic.write_file(path, data, folder=self.store.blobs.tmp)
+
+    def _set_aside(self, path: Path) -> None:
+        """Take a file that nobody should believe away, into quarantine."""
+        if not self.report.is_dry_run:
+            atomic.rename(path, self._aside(path))
+            atomic.fsync_directory(path.parent)
+
+    def _aside(self, path: Path) -> Path:
+        aside = atomic.temporary_name(self.store.blobs.quarantine)
+        return aside.with_name(f"{path.name}-{aside.name}")

@@ -92,12 +92,13 @@ def _lineage(work: Workspace, wanted: Sequence[Wanted], report: Report) -> Linea
 def _elsewhere(run: _Sending) -> set[Digest]:
     """The ancestors that are on the remote, though not here, as after `resolve --fetch`; other unread ones fail."""
     there = set()
+    told = {row.artifact for row in run.report.artifacts}  # that were asked for themselves
     for artifact, error in run.lineage.unread.items():
         if isinstance(error, BlobMissing):
             with suppress(BlobMissing, DigestMismatch, BadManifest):
                 fetch_manifest(run.remote, artifact, run.lineage.labels[artifact])
                 there.add(artifact)
-        if artifact not in there:
+        if artifact not in there and artifact not in told:
             run.report.failures.append(error)
     for error in run.report.failures:
         error.next_step = "vpstore repair --from REMOTE, or build it again"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -113,8 +114,14 @@ def rename(source: Path, target: Path) -> None:
 def keep_aside(damaged: Path, aside: Path) -> None:
     """Give a damaged file a second name before another file takes its first, so that no name is ever missing.
 
-    Of another user's file the kernel may refuse a second name: then its bytes are copied.
+    Of another user's file the kernel may refuse a second name: then its bytes are copied. What is no file, as a folder,
+    cannot have two names, and nobody ever read it: it is moved.
     """
+    if not stat.S_ISREG(os.lstat(damaged).st_mode):
+        system.disk.rename(damaged, aside)
+        fsync_directory(aside.parent)
+        fsync_directory(damaged.parent)
+        return
     try:
         system.disk.link(damaged, aside)
     except PermissionError:

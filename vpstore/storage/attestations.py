@@ -21,6 +21,7 @@ from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.dsse import Envelope
 from vpstore.schema.reproduction import PREDICATE_TYPE, Reproduction
 from vpstore.storage import atomic
+from vpstore.storage.refusals import read_plain
 
 SUFFIX = ".json"
 ENVELOPE_SUFFIX = ".dsse"
@@ -42,7 +43,7 @@ class Attestations:
         data = statement.encode()
         digest = Digest.of(data)
         target = self.folder(statement.artifact) / (digest.hex + SUFFIX)
-        if not target.is_file() or target.read_bytes() != data:
+        if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
             atomic.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
@@ -58,7 +59,7 @@ class Attestations:
         Returns: its path.
         """
         target, data = self.envelope_path(artifact, envelope), envelope.encode()
-        if not target.is_file() or target.read_bytes() != data:
+        if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
             atomic.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
@@ -92,8 +93,7 @@ class Attestations:
 
         Raises:  DigestMismatch, BadManifest.
         """
-        with atomic.disk_errors(path, "reading an attestation"):
-            data = path.read_bytes()
+        data = read_plain(path, "reading an attestation")
         if Digest.of(data).hex != path.stem:
             raise DigestMismatch(
                 "an attestation does not match its name", where=str(path), expected=path.stem, found=Digest.of(data).hex

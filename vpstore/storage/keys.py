@@ -21,6 +21,7 @@ from vpstore.schema.canonical import canonical_bytes, parse_canonical
 from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.fields import Fields
 from vpstore.storage import atomic
+from vpstore.storage.refusals import read_plain
 
 FORMAT: Final = 1
 
@@ -40,7 +41,7 @@ class Keys:
         """Record that `key` gave `artifact`."""
         target = self.folder(key) / artifact.hex
         data = canonical_bytes({"format": FORMAT, "key": key, "artifact": artifact})
-        if not target.is_file() or target.read_bytes() != data:
+        if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
             atomic.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
@@ -74,8 +75,7 @@ class Keys:
 
         Raises:  BadManifest: damaged, or its content contradicts its name.
         """
-        with atomic.disk_errors(path, "reading a key file"):
-            data = path.read_bytes()
+        data = read_plain(path, "reading a key file")
         fields = Fields(parse_canonical(data, where=str(path)), where=str(path))
         fields.format(FORMAT)
         key, artifact = fields.digest("key"), fields.digest("artifact")

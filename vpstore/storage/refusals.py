@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from vpstore.errors import VpstoreError
+from vpstore.errors import BadManifest, VpstoreError
 
 _ADVICE: Final[Mapping[int, str]] = {
     errno.ENOSPC: "free space on this file system, then run the command again: what was finished is kept",
@@ -59,3 +60,14 @@ def disk_errors(where: Path | str, doing: str) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+def read_plain(path: Path, doing: str) -> bytes:
+    """The bytes of a small file of the store: no link is followed, and no pipe is waited for.
+
+    Raises:  BadManifest: something that is no file; VpstoreError: as `disk_errors`.
+    """
+    with disk_errors(path, doing):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise BadManifest("no plain file", where=str(path), expected="a file", next_step="vpstore repair")
+        return path.read_bytes()

@@ -90,6 +90,11 @@ class Roots:
     tmp: Path
     locks: Locks
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether this user may record anything here."""
+        return os.access(self.root, os.W_OK)
+
     def path(self, checkout: Path, identity: str = "") -> Path:
         """The file of one checkout."""
         name = os.fsencode(checkout.absolute()) + (b"\0" + identity.encode() if identity else b"")

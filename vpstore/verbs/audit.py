@@ -40,7 +40,7 @@ class Strictness:
 
     worktree: bool = False  # staleness, and a lock that is not the committed one
     locked: bool = False  # every artifact that is not exactly the lock's
-    other_machine: bool = False  # not even other bytes under the lock's own key
+    other_machine: bool = False  # not even other bytes under the key of the lock, or of the committed one
     signed: bool = False  # an artifact that no trusted key signed
 
     def __post_init__(self) -> None:
@@ -69,6 +69,11 @@ class Link:
     verdict: Verdict
 
     @property
+    def name(self) -> str:
+        """object@stage, as far as it is known."""
+        return str(self.dossier.manifest.ref) if self.dossier.manifest is not None else self.dossier.named
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should read beside the verdict."""
         dossier = self.dossier
@@ -78,8 +83,9 @@ class Link:
             "record": "another build than the lock's",
         }.get(dossier.standing)
         signed = f"signed by {', '.join(dossier.signers)}" if dossier.signers else None
+        relocked = "the committed lock's key, other bytes" if dossier.relocked and dossier.standing == "same" else None
         stale = f"changed since: {'; '.join(dossier.stale)}" if dossier.stale else None
-        return tuple(text for text in (standing, stale, signed) if text)
+        return tuple(text for text in (standing, relocked, stale, signed) if text)
 
     def to_json(self) -> dict[str, Any]:
         """The link as `audit --json` prints it."""
@@ -178,13 +184,17 @@ class _Run:
             if node.manifest is not None:
                 is_alone = counts[node.manifest.ref] == 1
                 self.dossiers[node.artifact].label = node.name if is_alone else f"{node.name}#{node.artifact.short}"
-        self.dossiers[self.lineage.top].label = self.dossiers[self.lineage.top].label or str(ref)
+        top = self.dossiers[self.lineage.top]
+        top.label, top.named = top.label or str(ref), str(ref)
         for node in self.lineage:
             for row in node.inputs:
                 parent = self.dossiers[row.artifact]
                 parent.label = parent.label or f"{self.dossiers[node.artifact].label}, input {row.role}"
 
     def _check_unknown(self, dossier: Dossier, reason: str) -> None:
+        for ref, entry in self.agreed.items():
+            if entry.artifact == dossier.artifact:  # whatever is wrong with it here, it is what was agreed
+                dossier.standing, dossier.named = "same", str(ref)
         fault = self.readings.fault(dossier.artifact)
         kind = MISSING if fault == MISSING else "manifest"
         dossier.fault(kind, "manifest", expected=dossier.artifact, found=fault or reason, blob=dossier.artifact)
@@ -214,11 +224,14 @@ class _Run:
             reasons = ()
         # Other sources or another tokenizer than the checkout declares are faults whatever the working tree is for.
         dossier.stale = tuple(reason for reason in reasons if reason not in ("sources", "tokenizer"))
-        is_committed = registry.check_committed(dossier, manifest.ref, self.agreed, self.committed)
+        is_committed = registry.check_committed(dossier, manifest, self.agreed, self.committed)
+        is_relocked = dossier.relocked and not self.strictness.other_machine
+        if is_relocked and self.committed is not None:
+            registry.relocked_fault(dossier, manifest, self.committed, self.work.store)
         if self.strictness.worktree:
             for reason in dossier.stale:
                 dossier.fault(STALE, "working tree", expected="what it was built from", found=f"other {reason}")
-            if not is_committed:
+            if not is_committed and not is_relocked:
                 dossier.fault(STALE, self.work.checkout.config.lock, expected="the committed entry", found="another")
 
     def _check_top(self, ref: Ref) -> None:
@@ -237,7 +250,7 @@ class _Run:
         if self.keys and unsigned:
             yield f"{len(unsigned)} of {len(dossiers)} artifacts carry no signature of a trusted key"
         for dossier in dossiers:
-            if dossier.standing == "bytes":
+            if dossier.standing == "bytes" or dossier.relocked:
                 yield (
                     f"{dossier.label}: other bytes under the lock's key come from another make of machine, from a "
                     "build that does not reproduce, or from a forger; vpstore reproduce shows what this machine makes"

@@ -62,7 +62,7 @@ def export(work: Workspace, manifest: Manifest, target: Path) -> None:
     files = {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
     fresh = atomic.temporary_name(target.parent)
     fresh = fresh.with_name(f".vpstore-export-{fresh.name}")
-    with atomic.disk_errors(target, "exporting"), work.store.roots.running(artifacts=[manifest.digest]):
+    with atomic.disk_errors(target, "exporting"), work.reading([manifest.digest]):
         try:
             for number, (path, digest) in enumerate(sorted(files.items())):
                 work.narrator.progress("export", number, len(files))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpstore.collecting.judging import BUSY, Collection, Plan, Terms, judge
-from vpstore.collecting.marking import Marks, mark, shown
+from vpstore.collecting.marking import Marks, Obstacle, mark, shown
 from vpstore.errors import BadManifest, UsageError, VpstoreError
 from vpstore.holdings import read_holdings
 from vpstore.schema.digest import Digest
@@ -46,9 +46,10 @@ def collect(work: Workspace, terms: Terms, *, forget: Iterable[Path] = ()) -> Co
         clock = Clock(time.time(), terms.grace_seconds)
         current = CheckoutRoot(work.checkout.root, {}, work.identity)
         marks = mark(work.store, clock, current=current, forgotten=records)
-        done = Collection(terms, marks, tuple(shown(record.checkout) for record in records))
+        forgotten = tuple(shown(record.checkout) for record in records)
+        done = Collection(terms, marks, forgotten, _way_out(work, marks.obstacles))
         if done.is_refused and not terms.is_dry_run:
-            raise _refused(marks.obstacles)
+            raise _refused(marks.obstacles, done.way_out)
         plan = judge(work.store, done, clock)
         if not terms.is_dry_run:
             for record in records:
@@ -83,13 +84,31 @@ def _to_forget(work: Workspace, paths: list[Path]) -> list[CheckoutRoot]:
     return forgotten
 
 
-def _refused(hidden: list[str]) -> BadManifest:
+def _refused(hidden: list[Obstacle], way_out: str) -> BadManifest:
     return BadManifest(
         "nothing was deleted: damage hides what is needed",
-        where=hidden[0] + (f"; and {len(hidden) - 1} more" if len(hidden) > 1 else ""),
-        expected="every manifest that roots lead to can be read",
-        next_step="vpstore repair, or build the object again; --despite-damage takes what is hidden for nothing",
+        where=hidden[0].text + (f"; and {len(hidden) - 1} more" if len(hidden) > 1 else ""),
+        expected="every pointer can be read, and every manifest that roots lead to",
+        next_step=f"{way_out}; --despite-damage takes what is hidden for nothing",
     )
+
+
+def _way_out(work: Workspace, hidden: list[Obstacle]) -> str:
+    """What mends each kind of damage: a manifest comes from elsewhere, a pointer is written anew by a build."""
+    steps = dict.fromkeys(_step(work, row) for row in hidden)
+    return "; ".join(list(steps)[:3])
+
+
+def _step(work: Workspace, hidden: Obstacle) -> str:
+    if hidden.path is None:
+        return "vpstore repair, or build the object again"
+    if not hidden.is_pointer:
+        return f"put {shown(hidden.path)} right, or `git restore` it"
+    ref = next((ref for ref in work.checkout.objects.order if ref.slug == hidden.path.stem), None)
+    profile = hidden.path.parts[-3]
+    other_profile = "" if profile == work.checkout.profile else f" --profile {profile}"
+    elsewhere = "" if hidden.path.is_relative_to(work.checkout.root) else " in the checkout of that pointer"
+    return f"vpstore build {ref or 'REF'}{other_profile}{elsewhere}"
 
 
 def _refresh(work: Workspace, marks: Marks) -> None:

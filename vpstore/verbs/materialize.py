@@ -3,7 +3,7 @@
 Place in the path: resolve -> **view** -> whoever reads checkpoints. A view is named by its artifact's digest and holds
 the artifact's files, `artifact.json` (the manifest), and beside it a file of its attestations.
 Invariants: never a hard link; reflink where the file system has it, else symbolic link, else copy; a view appears
-whole; a changed view is set aside, not deleted, before a new one takes its place.
+whole; a changed view is set aside, not deleted, before a new one takes its place; the store need only be readable.
 
 Example:
     path = materialize(work, manifest)
@@ -21,10 +21,12 @@ from vpstore.holdings import view_name
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.storage import atomic
+from vpstore.storage.locks import Locks
 from vpstore.storage.stamps import Stat
 from vpstore.workspace import Workspace
 
 ATTESTATIONS_SUFFIX: Final = ".intoto.jsonl"
+LOCK: Final = ".views"  # held by the one who makes or replaces a view of this profile
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what file systems without symbolic links say
 
 
@@ -43,7 +45,9 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
     with work.changing(), atomic.disk_errors(view, "making a view"):
         _register(work, manifest, view)
         if view_faults(work, manifest):
-            with work.store.lock(manifest.digest, waiting=lambda: None):
+            atomic.make_directory(view.parent)
+            # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
+            with Locks(view.parent).exclusive(LOCK):
                 faults = view_faults(work, manifest)  # another process may have mended it meanwhile
                 if faults:
                     _replace(work, manifest, view, faults=faults)
@@ -62,7 +66,7 @@ def _register(work: Workspace, manifest: Manifest, view: Path) -> None:
     try:
         work.hold(held)
     except (OSError, VpstoreError):
-        if os.access(work.store.roots.root, os.W_OK):
+        if work.store.roots.is_writable:
             raise
         work.narrator.warn(
             f"{manifest.ref}: this user cannot write to the store: `vpstore gc` will not know of this view"
@@ -130,7 +134,6 @@ def _replace(work: Workspace, manifest: Manifest, view: Path, *, faults: list[st
     """Build a whole view under a temporary name beside the old one, then swap."""
     for path, digest in sorted(_expected(manifest).items()):
         work.store.blobs.open(digest, what=f"{manifest.ref}, {path}").close()  # nobody may have kept gc away till now
-    atomic.make_directory(view.parent)
     fresh = atomic.temporary_name(view.parent)
     fresh = fresh.with_name(f".{fresh.name}")
     try:

@@ -22,7 +22,7 @@ from functools import partial
 
 from vpstore.errors import DigestMismatch, NotLocked, VpstoreError
 from vpstore.holdings import lock_name, pointer_name
-from vpstore.schema.digest import Digest
+from vpstore.schema.digest import Digest, apart
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
 from vpstore.sharing.naming import rightly_named
@@ -101,7 +101,8 @@ def _pull(task: _Task, workers: int) -> Report:
                 run.store.blobs.stamp_written()
                 _point(task, complete)
     labels = run.lineage.labels
-    ordered = [*run.lineage.manifests, *run.lineage.unread]
+    told = {row.artifact for row in report.artifacts}
+    ordered = [artifact for artifact in (*run.lineage.manifests, *run.lineage.unread) if artifact not in told]
     report.artifacts += [Shared(labels[artifact], artifact, is_complete=artifact in complete) for artifact in ordered]
     return report
 
@@ -120,7 +121,9 @@ def _begin(task: _Task, crew: Crew, report: Report) -> _Pull:
     read = RemoteReader(work.store, remote)
     names, failures = rightly_named(believed, read)
     lineage = gather(names, read, ancestors=task.has_ancestors)
-    report.failures += [*failures, *lineage.unread.values()]
+    told = {row.artifact for row in believed}  # what is asked for may be an ancestor of something else that is, too
+    unread = [error for artifact, error in lineage.unread.items() if artifact not in told]
+    report.failures += [*failures, *unread]
     report.artifacts += [
         Shared(row.label, row.artifact, is_complete=False) for row in task.wanted if row.artifact not in names
     ]
@@ -240,7 +243,8 @@ def _point(task: _Task, complete: Collection[Digest]) -> None:
             elif pointer is not None:
                 work.checkout.pointers.settle()
         if pointer is not None and pointer.artifact != row.artifact:
+            here, agreed = apart(pointer.artifact, row.artifact)
             work.narrator.warn(
-                f"{row.ref}: the pointer here says {pointer.artifact.short}, the lock {row.artifact.short}; "
+                f"{row.ref}: the pointer here says {here}, the lock {agreed}; "
                 "`dvc repro` or `vpstore build` moves it if the working tree is the lock's"
             )

@@ -1,10 +1,11 @@
 """repair: damaged and missing objects are had from somewhere else, and the damaged ones kept.
 
-Place in the path: verify -> **repair** -> resolve. The only command that replaces anything, here or on a remote. What
-comes is verified before it takes a name; what was here gets a second name in quarantine first, so that the last copy is
-never thrown away.
+Place in the path: verify -> **repair** -> resolve. The only command that replaces anything; on a remote it is
+`repair_remote` that does. What comes is verified before it takes a name; what was here gets a second name in quarantine
+first, so that the last copy is never thrown away.
 Invariants: stamps are not believed, every blob is read; a missing artifact is fetched only if somebody who is believed
-names it; an ancestor that is not here at all is pull's business; views are left to `resolve`, pointers to `build`.
+names it, or a manifest that was itself believed and verified names it as a parent; what cannot be had is said, never
+passed over; views are left to `resolve`, pointers to `build`.
 
 Example:
     repaired = repair_store(work, wanted, remote)
@@ -20,19 +21,17 @@ from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, NotLocked, 
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
-from vpstore.sharing.inspection import about
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.naming import hold_to_name
 from vpstore.sharing.plan import Lineage, Wanted, fetch_manifest, gather, registered
 from vpstore.sharing.receiving import receive
 from vpstore.sharing.registry import Claims
-from vpstore.sharing.report import Report
-from vpstore.sharing.sending import send
 from vpstore.sharing.trust import Trust
 from vpstore.storage import atomic
 from vpstore.storage.remotes.base import Remote, blob_name
 from vpstore.workspace import Workspace
 
+_NO_COPY = (BlobMissing, DigestMismatch, BadManifest)  # what the source has to say of a blob that it cannot give
 REBUILD = "vpstore build --force makes it again, or vpstore resolve --rebuild"
 
 
@@ -54,7 +53,7 @@ class _Repair:
         return self.faults[digest]
 
     def manifest(self, artifact: Digest, label: str) -> Manifest:
-        """The manifest here, else the source's."""
+        """The manifest here, else the source's; an ancestor's digest in a child is proof enough of its bytes."""
         if artifact not in self.manifests:
             if not self.fault(artifact):
                 found = self.work.store.manifest(artifact, what=label)
@@ -64,12 +63,6 @@ class _Repair:
                 found = fetch_manifest(self.source, artifact, label)
             self.manifests[artifact] = found
         return self.manifests[artifact]
-
-    def ancestor(self, artifact: Digest, label: str) -> Manifest:
-        """The same, for gather: an ancestor that is not here at all is passed over."""
-        if artifact not in self.manifests and not self.work.store.blobs.has(artifact):
-            raise BlobMissing("not in this store", where=label, expected=artifact)
-        return self.manifest(artifact, label)
 
 
 def repair_store(
@@ -95,62 +88,21 @@ def repair_store(
         run = _Repair(work, source, crew, report)
         trust = Trust.of(work)
         names = _names(run, wanted, trust)
-        lineage = gather(names, run.ancestor)
+        lineage = gather(names, run.manifest)
         for artifact, error in lineage.unread.items():
-            if work.store.blobs.has(artifact):
-                _lose_manifest(run, artifact, lineage.labels[artifact], error)
-        with registered(work.store, (), lineage.blobs(), is_dry_run=is_dry_run):
+            _lose_manifest(run, artifact, lineage.labels[artifact], error)
+        needed = {*lineage.manifests, *lineage.blobs()}
+        with registered(work.store, lineage.manifests, needed, is_dry_run=is_dry_run):
             _mend_blobs(run, lineage)
             for artifact, manifest in lineage.manifests.items():
-                _mend_manifest(run, manifest, label=lineage.labels[artifact])
-                Claims(work.store, report, source, trust).mend(manifest, is_wanted=artifact in names)
+                if _mend_manifest(run, manifest, label=lineage.labels[artifact]):
+                    Claims(work.store, report, source, trust).mend(manifest)
         if not is_dry_run:
             with atomic.disk_errors(work.store.root, "repairing"):  # also what a repair mended that was killed then
                 work.store.blobs.rely_on([*lineage.blobs(), *lineage.manifests])
                 work.store.settle()
         work.store.blobs.stamp_written()
     return report
-
-
-def repair_remote(
-    work: Workspace,
-    wanted: Sequence[Wanted],
-    remote: Remote,
-    *,
-    workers: int = DEFAULT_WORKERS,
-    is_dry_run: bool = False,
-) -> Repaired:
-    """Read what a remote has of some artifacts and their lineage, and overwrite what is wrong from this store.
-
-    Returns: what was damaged or missing there; what is not healthy here either is lost, and stays there as it is.
-    Raises:  RemoteFailure, Interrupted.
-    """
-    sent = Report(remote.label, is_dry_run, is_deep=True)
-    report = Repaired(str(work.store.root), remote.label, is_dry_run, failures=sent.failures)
-    artifacts = [row.artifact for row in wanted]
-    with (
-        registered(work.store, artifacts, is_dry_run=is_dry_run),
-        Crew(work.narrator, "repair", workers=workers) as crew,
-    ):
-        lineage = send(work, wanted, remote, crew=crew, report=sent)
-        _tell_remote(remote, lineage, sent, report)
-    return report
-
-
-def _tell_remote(remote: Remote, lineage: Lineage, sent: Report, report: Repaired) -> None:
-    """What was sent in the place of something wrong, and what is still wrong."""
-    parts = {blob_name(digest): what for digest, what in lineage.blobs().items()}
-    for row in sent.moved:
-        found = row.found or MISSING
-        where = parts.get(row.name, row.name.partition("/")[0])
-        report.add(where, row.name, found=found, action="fetched" if found == MISSING else "replaced")
-    mended = [row.name for row in sent.moved]
-    for artifact, manifest in lineage.manifests.items():
-        for fault in about(remote, manifest):
-            # On a dry run the faults that would be mended are still there; a folder's is that of its files.
-            if not any(name.startswith(fault.name) for name in mended):
-                step = "this store has no healthy one; pull does not believe what is there"
-                report.add(lineage.labels[artifact], fault.name, found=fault.found, action="lost", next_step=step)
 
 
 def _fault(work: Workspace, digest: Digest) -> str:
@@ -238,21 +190,29 @@ def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -
         if not run.report.is_dry_run:
             run.faults[digest] = ""
         return
+    if not isinstance(error, _NO_COPY):  # this disk, or the way to the source: whether there is a copy nobody knows
+        error.where = f"{what}: {error.where}"
+        run.report.failures.append(error)
+        return
     where = f"{what} ({error.what})"
     run.report.add(where, name, found=found, action="lost", next_step=_next_step(run))
 
 
-def _mend_manifest(run: _Repair, manifest: Manifest, *, label: str) -> None:
-    """Write a manifest that was damaged, or one that was missing and all of whose blobs are here now."""
+def _mend_manifest(run: _Repair, manifest: Manifest, *, label: str) -> bool:
+    """Write a manifest that was damaged, or one that was missing and all of whose blobs are here now.
+
+    Returns: whether it is here, so that something may be said about it.
+    """
     found = run.fault(manifest.digest)
     if not found:
-        return
+        return True
     is_whole = run.report.is_dry_run or not any(run.fault(digest) for digest in manifest.blobs())
     where, name = f"{label}, manifest", blob_name(manifest.digest)
     if found == MISSING and not is_whole:
         run.report.add(where, name, found=found, action="lost", next_step="once its blobs are here, repair again")
-        return
+        return False
     if not run.report.is_dry_run:
         with atomic.disk_errors(run.work.store.root, f"storing the manifest of {label}"):
             run.work.store.put_manifest(manifest)
     run.report.add(where, name, found=found, action="fetched" if found == MISSING else "replaced")
+    return True

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpstore.errors import BadManifest, NoSuchRef, NotLocked, VpstoreError
+from vpstore.errors import BadManifest, NotLocked, VpstoreError
+from vpstore.lineage import find_artifact
 from vpstore.preparation import staleness
-from vpstore.schema.digest import Digest
+from vpstore.schema.digest import Digest, apart
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import Ref, StageRef
 from vpstore.workspace import LockStatus, Workspace
@@ -36,17 +37,14 @@ def resolve(work: Workspace, ref: Ref, *, locked: bool = False, full: bool = Fal
     Args:    locked: refuse what is not exactly the lock's; full: read every blob, whatever the stamps say.
     Raises:  NoSuchRef, NotLocked, BlobMissing, DigestMismatch, BadManifest.
     """
-    if ref.prefix is not None:
-        artifact = _by_prefix(work, ref)
-        stage = work.store.manifest(artifact, what=str(ref)).ref
-    else:
-        stage = work.checkout.objects.find(ref)
-        artifact = _by_name(work, stage)
+    artifact = find_artifact(work, ref)
+    is_named = ref.prefix is None
+    stage = work.checkout.objects.find(ref) if is_named else work.store.manifest(artifact, what=str(ref)).ref
     status = work.lock_status(stage, artifact)
     if status != "same":
         _mind_the_lock(work, stage, artifact, refuse=locked)
     manifest = verified_manifest(work, stage, artifact, full=full)
-    if ref.prefix is None:
+    if is_named:
         _refuse_forged_key(work, stage, manifest)
         _mind_staleness(work, manifest)
     return Resolved(stage, artifact, manifest, status)
@@ -82,39 +80,6 @@ def verified_manifest(
     return manifest
 
 
-def _by_name(work: Workspace, stage: StageRef) -> Digest:
-    pointer = work.checkout.pointers.read(stage)
-    if pointer is not None:
-        return pointer.artifact
-    entry = work.checkout.lock().entry(work.checkout.profile, stage)
-    if entry is not None:
-        return entry.artifact
-    raise NoSuchRef(
-        "nothing is built or locked under this name",
-        where=f"{stage}, profile {work.checkout.profile}",
-        expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(stage))} or an entry in the lock",
-        next_step=f"vpstore build {stage}, or dvc repro",
-    )
-
-
-def _by_prefix(work: Workspace, ref: Ref) -> Digest:
-    found = []
-    candidates = set(work.store.attestations.artifacts(str(ref.prefix)))
-    if len(str(ref.prefix)) == 64:  # all its digits: nobody else has to vouch for it
-        candidates.add(Digest.from_hex(str(ref.prefix)))
-    for artifact in sorted(candidates):
-        if work.store.blobs.has(artifact) and work.store.manifest(artifact).object == ref.object:
-            found.append(artifact)
-    if len(found) != 1:
-        raise NoSuchRef(
-            "a digest prefix means more than one artifact" if found else "no artifact has this digest prefix",
-            where=str(ref),
-            found=", ".join(artifact.short for artifact in found),
-            next_step="give more digits" if found else "vpstore ls",
-        )
-    return found[0]
-
-
 def _refuse_forged_key(work: Workspace, stage: StageRef, manifest: Manifest) -> None:
     pointer = work.checkout.pointers.read(stage)
     key = manifest.build.key()
@@ -139,7 +104,8 @@ def _mind_the_lock(work: Workspace, stage: StageRef, artifact: Digest, *, refuse
             next_step=f"vpstore lock {stage} to accept it, or check out the config that the lock was made from",
         )
     if entry is not None:
-        work.narrator.warn(f"{stage} is {artifact.short}, the lock says {entry.artifact.short}")
+        here, agreed = apart(artifact, entry.artifact)
+        work.narrator.warn(f"{stage} is {here}, the lock says {agreed}")
 
 
 def _mind_staleness(work: Workspace, manifest: Manifest) -> None:

@@ -26,12 +26,13 @@ from vpstore.storage.remotes.s3 import S3Remote
 _ADD: Final = "dvc remote add -d NAME URL"
 
 
-def open_remote(root: Path, name: str | None) -> Remote:
+def open_remote(root: Path, name: str | None, *, must_exist: bool = False) -> Remote:
     """Open a DVC remote of a checkout.
 
-    Args:    root: of the checkout; DVC's folder is here or upwards; name: None for the default one.
+    Args:    root: of the checkout; DVC's folder is here or upwards; name: None for the default one; must_exist: for
+             who reads: a directory that is not there, as a share that is not mounted, would look like an empty remote.
     Raises:  UsageError: no DVC here, no such remote, none configured, a configuration that DVC does not read.
-             RemoteFailure: its plugin is not installed, or its credentials cannot be had.
+             RemoteFailure: its plugin is not installed, its credentials cannot be had, or its directory is absent.
     """
     try:
         import dvc.config
@@ -49,6 +50,8 @@ def open_remote(root: Path, name: str | None) -> Remote:
         url = str(config["remote"][chosen]["url"])
         where = f"{chosen} ({without_secrets(url)})"
         kind, options, path = dvc.fs.get_cloud_fs(config, name=chosen)
+        if kind.protocol == "local" and must_exist:
+            _mind_absence(Path(path), where)
         return _opened(kind, options, path, where)
     except VpstoreError:
         raise
@@ -86,6 +89,17 @@ def _opened(kind: Any, options: dict[str, Any], path: str, label: str) -> Remote
         opened.fs_args.setdefault("config_kwargs", {}).setdefault("retries", {"total_max_attempts": 1})
         return S3Remote(opened.fs, path, label)
     return FilesystemRemote(opened.fs, path, label)
+
+
+def _mind_absence(folder: Path, where: str) -> None:
+    if not folder.is_dir():
+        raise RemoteFailure(
+            "the remote's directory is absent",
+            where=where,
+            expected="a directory",
+            found="something else" if folder.exists() else "nothing",
+            next_step="mount it, or put the URL right with `dvc remote modify NAME url`; `vpstore push` makes one",
+        )
 
 
 def _dvc_folder(root: Path) -> Path:

@@ -54,7 +54,7 @@ def local_mismatch(source: Path, wanted: Wanted) -> Wanted:
     return replace(
         wanted,
         where=f"{source}, on its way to {wanted.where}",
-        what="a local blob does not match its digest: nothing was uploaded",
+        what="a local blob does not match its digest: this blob was not uploaded",
         next_step="vpstore repair",
     )
 

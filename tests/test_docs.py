@@ -30,6 +30,18 @@ def test_no_command_of_the_readme_is_invented() -> None:
     assert set(re.findall(r"(?:`|\$ )vpstore ([a-z]+)", README)) <= set(commands())
 
 
+def test_help_has_the_groups_of_the_readme() -> None:
+    from vpstore.cli.overview import GROUPS
+
+    found: dict[str, list[str]] = {}
+    for line in README.partition("\n## Commands\n")[2].partition("\n## ")[0].splitlines():
+        if match := re.match(r"\| \*\*([a-z ]+)\*\*", line):
+            found[match[1]] = []
+        elif match := re.match(r"\| `vpstore ([a-z]+)", line):
+            found[list(found)[-1]].append(match[1])
+    assert found == {title: list(group) for title, group in GROUPS.items()}
+
+
 def test_exit_codes_in_the_design_are_the_classes() -> None:
     assert table() in (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
 

@@ -43,7 +43,7 @@ def test_an_export_is_independent_of_the_store(built: Project, tmp_path: Path) -
     before = built.listing()
     (tmp_path / "plant" / "model.safetensors").write_bytes(b"mine")
     assert built.listing() == before
-    assert built.run("verify", "--all").stdout == "no faults\n"
+    assert built.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
     shutil.rmtree(built.store)
     assert (tmp_path / "plant" / "provenance.json").read_bytes()
 

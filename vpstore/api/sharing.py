@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from vpstore.api.targets import targets
 from vpstore.errors import NoStore, NoSuchRef, UsageError, VpstoreError
@@ -31,6 +32,8 @@ from vpstore.verbs.repair import repair_remote, repair_store
 from vpstore.verbs.verify import verifiable
 from vpstore.workspace import Workspace
 
+_NAMES: Final = 3  # of a list that is only an example
+
 
 def push(
     *refs: str,
@@ -46,12 +49,19 @@ def push(
     Raises:  NoSuchRef: nothing is built; UsageError: no such remote; RemoteFailure.
     """
     work = work or Workspace.find(Path.cwd())
+    opened = _open(work, remote)  # before anything is said: without a remote nothing else matters
     wanted = _built(work, refs)
     if unlocked := [row.label for row in wanted if row.ref is not None and row.entry is None]:
-        work.narrator.warn(
-            f"not what vpstore.lock says, and pull goes by the lock: {', '.join(unlocked)}; `vpstore lock` accepts it"
-        )
-    return push_artifacts(work, wanted, _open(work, remote), workers=_workers(jobs), is_dry_run=is_dry_run)
+        work.narrator.warn(_not_locked(unlocked))
+    return push_artifacts(work, wanted, opened, workers=_workers(jobs), is_dry_run=is_dry_run)
+
+
+def _not_locked(labels: Sequence[str]) -> str:
+    names = ", ".join(labels[:_NAMES]) + (f" and {len(labels) - _NAMES} more" if len(labels) > _NAMES else "")
+    return (
+        f"{len(labels)} of what is sent is not what vpstore.lock says ({names}), and pull goes by the lock; "
+        "`vpstore lock` accepts it"
+    )
 
 
 def pull(
@@ -94,7 +104,11 @@ def repair(
     workers = _workers(jobs)
     if to_remote is not None:
         if source is not None:
-            raise UsageError("repair goes one way at a time", expected="a source, or a remote to be mended")
+            raise UsageError(
+                "repair goes one way at a time",
+                expected="a source, or a remote to be mended",
+                next_step="leave out one of the two",
+            )
         return repair_remote(work, _built(work, refs), _open(work, to_remote), workers=workers, is_dry_run=is_dry_run)
     wanted = _named(work, refs)
     return repair_store(work, wanted, _source(work, source), workers=workers, is_dry_run=is_dry_run)
@@ -102,13 +116,15 @@ def repair(
 
 def verify_remote(
     *refs: str, work: Workspace, remote: str | None = None, everything: bool = False, jobs: int = DEFAULT_WORKERS
-) -> list[Fault]:
+) -> tuple[str, tuple[Fault, ...]]:
     """Read back what a remote has of some artifacts and all that they were built from, and list all faults.
 
     Args:    refs: none means every ref; everything: also what else lies on the remote.
+    Returns: which remote that was, and its faults, sorted.
     """
-    wanted = _named(work, refs)
-    return list(check_remote(work, wanted, _open(work, remote), workers=_workers(jobs), everything=everything))
+    wanted, opened = _named(work, refs), _open(work, remote)
+    faults = check_remote(work, wanted, opened, workers=_workers(jobs), everything=everything)
+    return f"the remote {opened.label}", faults
 
 
 def fetch(ref: Ref, *, work: Workspace, remote: str | None = None, locked: bool = False) -> Report | None:
@@ -199,10 +215,18 @@ def _other_store(folder: Path) -> Remote:
     for root in (folder, folder / NAME):
         if (root / "format").exists():
             return DirectoryRemote(Store.open(root).root, f"the store {root}", folder=".")
-    raise NoStore("there is no store here", where=str(folder), expected=f"a store, or a checkout with {NAME}")
+    raise NoStore(
+        "there is no store here",
+        where=str(folder),
+        expected=f"a store, or a checkout with {NAME}",
+        next_step="name the folder of a store in --from-store, or a DVC remote in --from",
+    )
 
 
 def _workers(jobs: int) -> int:
     if not 1 <= jobs <= MAX_WORKERS:
-        raise UsageError("not a number of jobs", expected=f"1 to {MAX_WORKERS}", found=str(jobs))
+        expected = f"1 to {MAX_WORKERS}"
+        raise UsageError(
+            "not a number of jobs", expected=expected, found=str(jobs), next_step=f"jobs={DEFAULT_WORKERS}"
+        )
     return jobs

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vpstore.errors import DigestMismatch, NoSuchRef
+from vpstore.lineage import tensor_rows
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, Manifest
-from vpstore.schema.tensor_table import TensorRow, TensorTable
+from vpstore.schema.ref import nearest
+from vpstore.schema.tensor_table import TensorRow
 from vpstore.workspace import Workspace
 
 
@@ -40,13 +42,7 @@ class Artifact(Mapping[str, StoredTensor]):
 
     @cached_property
     def _rows(self) -> dict[str, tuple[FileRecord, TensorRow]]:
-        rows = {}
-        for file in self.manifest.files:
-            if file.tensors is not None:
-                label = f"{self.manifest.ref}, tensor table of {file.path}"
-                table = TensorTable.decode(self._work.store.blobs.read(file.tensors, what=label), where=label)
-                rows.update({row.name: (file, row) for row in table.tensors})
-        return rows
+        return tensor_rows(self._work.store, self.manifest)
 
     def __getitem__(self, name: str) -> StoredTensor:
         """Map and verify one tensor.
@@ -54,7 +50,13 @@ class Artifact(Mapping[str, StoredTensor]):
         Raises:  NoSuchRef: no such tensor; BlobMissing, DigestMismatch: its bytes are not the artifact's.
         """
         if name not in self._rows:
-            raise NoSuchRef("no such tensor", where=str(self.manifest.ref), found=name, next_step="vpstore show REF")
+            meant = nearest(name, self._rows)
+            raise NoSuchRef(
+                "no such tensor",
+                where=str(self.manifest.ref),
+                found=name,
+                next_step=(f"did you mean {meant}? " if meant else "") + f"vpstore show {self.manifest.ref} --tensors",
+            )
         file, row = self._rows[name]
         data = self._span(file, row)
         if (found := Digest.of(data)) != row.digest:

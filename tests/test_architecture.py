@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Container
@@ -193,26 +194,62 @@ def test_the_schema_is_pure() -> None:
     assert found == []
 
 
+CHANGING = {
+    "chmod", "chown", "copy2", "copyfile", "copytree", "fchmod", "hardlink_to", "lchmod", "makedirs", "mkdir",
+    "removedirs", "rename", "renames", "rmdir", "rmtree", "symlink_to", "touch", "truncate", "unlink", "utime",
+    "write_bytes", "write_text",
+}  # fmt: skip
+WRITING_MODE = re.compile(r"[rwxabt+]*[wxa+][rwxabt+]*")
+
+
+def disk_changes(tree: ast.AST) -> list[str]:
+    """Every call that changes a disk by itself, whatever it is called on; what `atomic` does is storage's own."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        receiver = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        texts = [str(value.value) for value in values if isinstance(value, ast.Constant)]
+        if receiver == "self._fs":  # fsspec's: a remote, no disk of ours
+            continue
+        changes = name in CHANGING and receiver not in {"", "atomic"}
+        changes |= name == "replace" and (receiver == "os" or (receiver != "" and len(values) == 1))  # of text: two
+        changes |= name in {"remove", "link", "symlink"} and receiver == "os"
+        changes |= name == "open" and any(WRITING_MODE.fullmatch(text) for text in texts)
+        changes |= name == "open" and receiver == "os" and not any("devnull" in ast.unparse(value) for value in values)
+        if changes:
+            found.append(f"{node.lineno} {ast.unparse(node.func)}")
+    return found
+
+
 def test_only_storage_changes_a_disk() -> None:
     """Every write, rename, link and unlink is one of storage's, so that faults can be injected in one place."""
-    changing = {
-        "replace",
-        "rename",
-        "unlink",
-        "rmdir",
-        "write_bytes",
-        "write_text",
-        "symlink_to",
-        "hardlink_to",
-        "touch",
-    }
     found = []
     for module, tree in MODULES.items():
-        for node in ast.walk(tree) if room(module) != "vpstore.storage" else ():
-            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            if is_call and node.func.attr in changing and ast.unparse(node.func.value) in {"os", "path", "shutil"}:
-                found.append(f"{module}:{node.lineno} {ast.unparse(node.func)}")
+        if room(module) != "vpstore.storage":
+            found += [f"{module}:{call}" for call in disk_changes(tree)]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "place.chmod(0o644)", "place.parent.mkdir()", "os.makedirs(x)", "shutil.rmtree(x)", "os.replace(a, b)",
+        "folder.joinpath(name).replace(target)", "self.file.write_text('x')", "open(x, 'w')", "open(x, mode='ab')",
+        "x.open('r+b')", "x.open('xb', buffering=0)", "os.open(x, os.O_WRONLY | os.O_CREAT)", "remote_path.unlink()",
+    ],
+)  # fmt: skip
+def test_a_change_of_the_disk_is_noticed(text: str) -> None:
+    assert disk_changes(ast.parse(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["name.replace('-', '_')", "replace(row, where=x)", "atomic.rename(a, b)", "x.open('rb')", "Store.open(x)"]
+)
+def test_what_changes_no_disk_is_not_taken_for_it(text: str) -> None:
+    assert disk_changes(ast.parse(text)) == []
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
 from vpstore.holdings import pointer_name, view_name
@@ -34,6 +35,8 @@ from vpstore.verbs.reports import restore_reports
 from vpstore.verbs.resolve import verified_manifest
 from vpstore.workspace import Workspace
 
+Relocation = Callable[[Prepared], Prepared]  # says where the sources lie instead
+
 
 @dataclass(frozen=True)
 class Built:
@@ -46,6 +49,39 @@ class Built:
     seconds: float | None  # how long the recipe took when it last ran; None if no attestation says
     finished_unix: int  # when; 0 if no attestation says
     comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `build --json` prints it."""
+        return {
+            "ref": str(self.ref),
+            "artifact": self.manifest.digest,
+            "key": self.manifest.build.key(),
+            "path": str(self.path),
+            "size_bytes": self.manifest.size_bytes,
+            "cached": self.is_cached,
+            "seconds": self.seconds,
+            "lock": {
+                "status": self.comparison.status,
+                "reasons": list(self.comparison.reasons),
+                "files": list(self.comparison.files),
+                "tensors": list(self.comparison.tensors),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `build` would do with one stage."""
+
+    ref: StageRef
+    key: Digest | None  # None: it covers the artifacts of inputs that are not built yet
+    is_cached: bool
+    waits_for: tuple[StageRef, ...] = ()  # inputs that are not built
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `build --dry-run --json` prints it."""
+        waits_for = [str(ref) for ref in self.waits_for]
+        return {"ref": str(self.ref), "key": self.key, "cached": self.is_cached, "waits_for": waits_for}
 
 
 @dataclass(frozen=True)
@@ -62,12 +98,10 @@ class _Job:
         return self.preparation.ref
 
 
-def build(
-    work: Workspace, ref: StageRef, *, force: bool = False, relocate: Callable[[Prepared], Prepared] | None = None
-) -> Built:
+def build(work: Workspace, ref: StageRef, *, force: bool = False, relocate: Relocation | None = None) -> Built:
     """Make `ref` what the working tree says, from the build cache if it can be had there.
 
-    Args:    force: run the recipe even if the cache has its result; relocate: says where the sources lie instead.
+    Args:    force: run the recipe even if the cache has its result; relocate: for `import`.
     Raises:  NoSuchRef: an input is not built; RecipeRefused, GateMissed: nothing is published; Interrupted: Ctrl-C.
     """
     job = _job(work, ref, relocate)
@@ -94,20 +128,31 @@ def _from_cache(work: Workspace, job: _Job) -> Built | None:
         return _finish(work, manifest, is_cached=True)
 
 
-def planned_key(work: Workspace, ref: StageRef) -> tuple[Digest, bool]:
-    """The key `build` would use, and whether the cache has its result; nothing is built or written."""
-    job = _job(work, ref, None)
-    hit = find_build(work, ref, job.record, environment=job.environment)
-    return job.record.key(), hit is not None
-
-
-def _job(work: Workspace, ref: StageRef, relocate: Callable[[Prepared], Prepared] | None) -> _Job:
-    preparation = prepare(work, ref)
+def planned(work: Workspace, ref: StageRef, *, relocate: Relocation | None = None) -> Planned:
+    """What `build` would do with one stage; nothing is built or written."""
+    waits_for = tuple(
+        dict.fromkeys(parent for parent in _declared(work, ref).values() if work.checkout.pointers.read(parent) is None)
+    )
+    if waits_for:
+        _preparation(work, ref, relocate)  # what would be refused then is refused now
+        return Planned(ref, None, False, waits_for)
+    job = _job(work, ref, relocate)
     if relocate is not None:
-        preparation = preparation.with_prepared(relocate(preparation.prepared))
+        _check_sources(work, job)
+    hit = find_build(work, ref, job.record, environment=job.environment)
+    return Planned(ref, job.record.key(), hit is not None)
+
+
+def _job(work: Workspace, ref: StageRef, relocate: Relocation | None) -> _Job:
+    preparation = _preparation(work, ref, relocate)
     parents = {role: _parent(work, ref, parent) for role, parent in _declared(work, ref).items()}
     record = preparation.record(InputRecord(role, artifact) for role, artifact in parents.items())
     return _Job(preparation, record, parents, work.runner.environment(preparation.prepared))
+
+
+def _preparation(work: Workspace, ref: StageRef, relocate: Relocation | None) -> Preparation:
+    preparation = prepare(work, ref)
+    return preparation if relocate is None else preparation.with_prepared(relocate(preparation.prepared))
 
 
 def _declared(work: Workspace, ref: StageRef) -> Mapping[str, StageRef]:
@@ -135,8 +180,7 @@ def _make(work: Workspace, job: _Job) -> Built:
     work.narrator.note(f"{job.ref}: {prepared.recipe_entry}, key {job.record.key().short}")
     try:
         with work.store.roots.running(artifacts=[*job.parents.values()]):
-            for source in prepared.sources:
-                check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
+            _check_sources(work, job)
             inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
             staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
             publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
@@ -149,6 +193,11 @@ def _make(work: Workspace, job: _Job) -> Built:
             where=str(job.ref),
             next_step=f"vpstore build {job.ref} takes up what lies in {scratch}",
         ) from None
+
+
+def _check_sources(work: Workspace, job: _Job) -> None:
+    for source in job.preparation.prepared.sources:
+        check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
 
 
 def _input(work: Workspace, job: _Job, role: str) -> ResolvedInput:

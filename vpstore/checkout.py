@@ -23,7 +23,7 @@ from vpstore.schema.fields import Fields
 from vpstore.schema.lockfile import Lockfile
 from vpstore.schema.objects import Objects, parse_objects
 from vpstore.schema.paths import check_path
-from vpstore.schema.ref import StageRef, check_name
+from vpstore.schema.ref import StageRef, check_name, nearest
 from vpstore.storage.pointers import Pointers
 from vpstore.storage.refusals import disk_errors
 
@@ -34,6 +34,9 @@ _ONLY_PROFILE: Final = re.compile(
     r"(?:[ ]*(?:#[ -~]*)?\n)*profile:[ ]+(?!(?:y|yes|n|no|true|false|on|off|null)\b)([a-z]{2}[a-z0-9_-]{0,77})[ ]*\n"
     r"(?:[ ]*(?:#[ -~]*)?\n)*"
 )
+
+_RESTORE: Final = "correct [tool.vpstore] in pyproject.toml, or bring the file back: git checkout --"
+_ACCESS: Final = "give this user access to the file"
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,14 @@ class Checkout:
         checkout = cls(root, name, config)
         if not checkout.profile_path.is_file():
             known = checkout.profiles()
+            meant = nearest(name, known)
+            guess = f"did you mean {meant}? " if meant else ""
             raise UsageError(
-                "no such profile", where=config.profiles, expected="one of " + ", ".join(known), found=name
+                "no such profile",
+                where=config.profiles,
+                expected="one of " + ", ".join(known),
+                found=name,
+                next_step=f"{guess}--profile, {PROFILE_VARIABLE} or `profile:` in params.yaml names one",
             )
         return checkout
 
@@ -165,11 +174,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError("a configuration file is missing", where=str(path)) from None
+        raise UsageError("a configuration file is missing", where=str(path), next_step=f"{_RESTORE} {path}") from None
     except OSError as error:
-        raise UsageError("a configuration file cannot be read", where=str(path), found=str(error.strerror)) from error
+        raise UsageError(
+            "a configuration file cannot be read", where=str(path), found=str(error.strerror), next_step=_ACCESS
+        ) from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits, too deep
-        raise UsageError("a file is not TOML", where=str(path), found=str(error)[:200]) from error
+        raise UsageError(
+            "a file is not TOML", where=str(path), found=str(error)[:200], next_step="correct the file there"
+        ) from error
 
 
 def _locate(start: Path) -> tuple[Path, dict[str, Any]]:
@@ -196,11 +209,14 @@ def _profile_of_params(root: Path) -> str:
             "no profile is chosen",
             where=str(file),
             expected=f"--profile, {PROFILE_VARIABLE} or `profile:` in params.yaml",
+            next_step="write `profile: NAME` into params.yaml, or add --profile NAME",
         ) from None
     except OSError as error:
-        raise UsageError("params.yaml cannot be read", where=str(file), found=str(error.strerror)) from error
+        raise UsageError(
+            "params.yaml cannot be read", where=str(file), found=str(error.strerror), next_step=_ACCESS
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError("params.yaml is not YAML", where=str(file), found=str(error)) from error
+        raise _not_yaml(file, error) from error
     if match := _ONLY_PROFILE.fullmatch(text):
         return match[1]
     return _profile_of_yaml(text, file)
@@ -212,8 +228,18 @@ def _profile_of_yaml(text: str, file: Path) -> str:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError("params.yaml is not YAML", where=str(file), found=str(error)) from error
+        raise _not_yaml(file, error) from error
     profile = value.get("profile") if isinstance(value, dict) else None
     if not isinstance(profile, str):
-        raise UsageError("params.yaml names no profile", where=str(file), expected="profile: NAME")
+        raise UsageError(
+            "params.yaml names no profile",
+            where=str(file),
+            expected="profile: NAME",
+            next_step="write that line into it, or add --profile NAME",
+        )
     return profile
+
+
+def _not_yaml(file: Path, error: Exception) -> UsageError:
+    found = " ".join(str(error).split())[:200]
+    return UsageError("params.yaml is not YAML", where=str(file), found=found, next_step="correct the file there")

@@ -16,6 +16,7 @@ class VpstoreError(Exception):
 
     exit_code = 1
     meaning = "failure"
+    advice = ""  # the next step of an error that names no better one
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class VpstoreError(Exception):
     ) -> None:
         super().__init__(what)
         self.what, self.where = what, where
-        self.expected, self.found, self.next_step = expected, found, next_step
+        self.expected, self.found, self.next_step = expected, found, next_step or self.advice
 
     def rows(self) -> list[tuple[str, str]]:
         """The labelled lines below the headline; empty ones are left out."""
@@ -57,6 +58,7 @@ class UsageError(VpstoreError):
 
     exit_code = 2
     meaning = "usage or configuration"
+    advice = "correct what is named above, then run the command again"
 
 
 class FaultsFound(VpstoreError):
@@ -85,6 +87,7 @@ class BlobMissing(VpstoreError):
 
     exit_code = 12
     meaning = "blob missing"
+    advice = "vpstore pull or vpstore repair brings it from a remote; vpstore build makes it again"
 
 
 class DigestMismatch(VpstoreError):
@@ -92,6 +95,7 @@ class DigestMismatch(VpstoreError):
 
     exit_code = 13
     meaning = "digest mismatch"
+    advice = "vpstore verify --all lists all damage; vpstore repair replaces it from a remote"
 
 
 class BadManifest(VpstoreError):
@@ -99,6 +103,7 @@ class BadManifest(VpstoreError):
 
     exit_code = 14
     meaning = "bad manifest"
+    advice = "vpstore verify --all lists all damage; vpstore repair replaces it from a remote"
 
 
 class NotLocked(VpstoreError):
@@ -113,6 +118,7 @@ class RemoteFailure(VpstoreError):
 
     exit_code = 16
     meaning = "remote failure"
+    advice = "try again; if it stays so, check the remote's address and credentials (dvc remote list)"
 
 
 class RecipeRefused(VpstoreError):
@@ -120,6 +126,7 @@ class RecipeRefused(VpstoreError):
 
     exit_code = 20
     meaning = "recipe input or gate refused"
+    advice = "correct the config or the recipe, then run vpstore build again"
 
 
 class GateMissed(RecipeRefused):
@@ -135,3 +142,11 @@ class Interrupted(VpstoreError):
 
     exit_code = 130
     meaning = "interrupted"
+    advice = "run the command again: what was finished is kept"
+
+
+class OutputClosed(VpstoreError):
+    """Whoever read the output has gone, as `head` does: nothing is said, as nobody would hear it."""
+
+    exit_code = 141  # as a shell says of a program that SIGPIPE ended
+    meaning = "nobody reads the output any more"

@@ -190,5 +190,5 @@ def find_artifact(work: Workspace, ref: Ref) -> Digest:
         "nothing is built or locked under this name",
         where=f"{stage}, profile {work.checkout.profile}",
         expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(stage))} or an entry in the lock",
-        next_step=f"vpstore build {stage}, vpstore pull {stage}, or dvc repro",
+        next_step=work.how_to_have(stage),
     )

@@ -163,7 +163,8 @@ def load_runner(checkout: Checkout) -> Runner:
         ) from error
     missing = [part for part in ("prepare", "environment", "produce") if not callable(getattr(module, part, None))]
     if missing:
-        raise UsageError("the runner lacks functions", where=name, found=", ".join(missing))
+        next_step = "add them to the runner module; vpstore/runner.py says what each does"
+        raise UsageError("the runner lacks functions", where=name, found=", ".join(missing), next_step=next_step)
     return cast(Runner, module)
 
 

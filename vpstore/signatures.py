@@ -118,12 +118,13 @@ def load_trusted_keys(checkout: Checkout) -> tuple[TrustedKey, ...]:
             "the folder of trusted keys is missing",
             where=str(folder),
             expected="a folder of public keys (*.pem), as [tool.vpstore] trusted_keys says",
+            next_step="make the folder, or take trusted_keys out of pyproject.toml",
         )
     keys: dict[str, TrustedKey] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix == _SUFFIX):
         key = load_trusted_key(path)
         if (same := keys.get(key.id)) is not None:
-            raise UsageError("one key under two names", where=str(path), found=same.name)
+            raise UsageError("one key under two names", where=str(path), found=same.name, next_step="remove one")
         keys[key.id] = key
     return tuple(keys.values())
 
@@ -131,7 +132,7 @@ def load_trusted_keys(checkout: Checkout) -> tuple[TrustedKey, ...]:
 def load_usable_keys(checkout: Checkout, narrator: Narrator) -> tuple[TrustedKey, ...]:
     """As `load_trusted_keys`, for commands that are of use without: a missing package is a warning."""
     if checkout.config.trusted_keys is not None and find_spec("cryptography") is None:
-        narrator.warn("signatures are not verified: cryptography is not installed; pip install 'vpstore[sign]'")
+        narrator.warn("signatures are not verified: cryptography is not installed; pip install -e '.[sign]'")
         return ()
     return load_trusted_keys(checkout)
 
@@ -169,7 +170,7 @@ def load_signing_key(path: Path) -> SigningKey:
     is_encrypted = b"ENCRYPTED" in data
     if is_encrypted and not password:
         raise UsageError(
-            "a private key is encrypted", where=str(path), expected=f"its passphrase in {PASSWORD_VARIABLE}"
+            "a private key is encrypted", where=str(path), next_step=f"give its passphrase in {PASSWORD_VARIABLE}"
         )
     try:
         private = serialization.load_pem_private_key(data, os.fsencode(password or "") if is_encrypted else None)
@@ -253,10 +254,7 @@ def _serialization() -> Any:
         from cryptography.hazmat.primitives import serialization
     except ImportError as error:
         raise UsageError(
-            "signatures need a package that is not installed",
-            expected="the package cryptography",
-            found=str(error),
-            next_step="pip install 'vpstore[sign]'",
+            "signatures need a package that is not installed", found=str(error), next_step="pip install -e '.[sign]'"
         ) from error
     return serialization
 
@@ -281,6 +279,7 @@ def _algorithm(public: Any, path: Path) -> str:
         where=str(path),
         expected=_KINDS,
         found=type(public).__name__.strip("_") + curve,
+        next_step="openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out KEY.pem makes one",
     )
 
 
@@ -296,4 +295,6 @@ def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{what} cannot be read", where=str(path), found=str(error.strerror)) from error
+        raise UsageError(
+            f"{what} cannot be read", where=str(path), found=str(error.strerror), next_step="name a readable PEM file"
+        ) from error

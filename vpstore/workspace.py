@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from vpstore.checkout import Checkout
+from vpstore.errors import VpstoreError
 from vpstore.holdings import IDENTITY_FILE, read_identity
 from vpstore.narration import Narrator, Silent
 from vpstore.runner import Runner, load_runner
@@ -62,6 +63,17 @@ class Workspace:
         if entry is None:
             return "absent"
         return "same" if entry.artifact == artifact else "differs"
+
+    def how_to_have(self, ref: StageRef) -> str:
+        """What makes an artifact be here that is not: the next step of every error that misses it."""
+        try:
+            is_agreed = self.checkout.lock().entry(self.checkout.profile, ref) is not None
+        except VpstoreError:  # a damaged lock is another error's business
+            is_agreed = False
+        build = f"vpstore build {ref}, or dvc repro, makes it here"
+        if not is_agreed:
+            return build
+        return f"vpstore pull {ref}, or vpstore resolve {ref} --fetch, has it from a remote; {build}"
 
     def changing(self) -> AbstractContextManager[None]:
         """Keep `gc` away, as `Store.changing()` does, and say so if it is at work and has to be waited for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,3 +126,22 @@ def _verify_in(store: Path) -> Any:
     )
     assert done.returncode == 3, done.stderr
     return json.loads(done.stdout)
+
+
+def test_the_examples_of_the_readme_load_what_was_built() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    said = [
+        subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for text in examples
+    ]
+    assert said == ["torch.bfloat16 (32, 64)\n", "BF16 (32, 64) 4096\n"]
+
+
+def test_transformers_loads_the_donor_stages_and_not_the_student() -> None:
+    import transformers
+
+    for ref in ("qwen3-0_6B", "qwen3-0_6B-o200k"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(vpstore("resolve", ref).strip())
+        assert type(model).__name__ == "Qwen3ForCausalLM"
+    with pytest.raises(ValueError, match="does not recognize this architecture"):
+        transformers.AutoConfig.from_pretrained(vpstore("resolve", "vpDense0-5_28.compat").strip())

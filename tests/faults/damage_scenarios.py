@@ -51,13 +51,13 @@ class ByteClass:
 def _verify(work: Workspace) -> bool:
     from vpstore.api.reading import verify
 
-    return bool(verify(REF, work=work))
+    return not verify(REF, work=work).is_ok
 
 
 def _verify_all(work: Workspace) -> bool:
     from vpstore.api.reading import verify
 
-    return bool(verify(everything=True, work=work))
+    return not verify(everything=True, work=work).is_ok
 
 
 def _verify_remote(work: Workspace) -> bool:

@@ -212,7 +212,9 @@ def verified() -> list[str]:
     from vpstore.api.reading import verify
 
     try:
-        return [f"{fault.where}: {fault.found}" for fault in verify(everything=True, work=Workspace.find(Path.cwd()))]
+        return [
+            f"{fault.where}: {fault.found}" for fault in verify(everything=True, work=Workspace.find(Path.cwd())).faults
+        ]
     except VpstoreError as error:
         return [f"{type(error).__name__}: {error.what}"]
 
@@ -301,7 +303,7 @@ def build_everything() -> None:
     """For the templates."""
     from vpstore.api.building import build_all
 
-    list(build_all(work=Workspace.find(Path.cwd(), create=True)))
+    build_all(work=Workspace.find(Path.cwd(), create=True))
 
 
 def lock_everything() -> None:

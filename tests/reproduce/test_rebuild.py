@@ -42,7 +42,7 @@ def test_wiped_blobs_come_back_from_the_recorded_recipe(garden: Project, tmp_pat
     assert begun(log) == 1  # the parent is here and is not built again
     assert without_attestations(garden.listing()) == without_attestations(before)
     assert len(attestations(garden.listing())) == len(attestations(before)) + 1
-    assert garden.run("verify", "--all").stdout == "no faults\n"
+    assert garden.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
     garden.run("resolve", "plant", "--rebuild", GARDEN_LOG=str(log))
     assert begun(log) == 1  # nothing to do
 
@@ -68,7 +68,9 @@ def test_a_wiped_store_comes_back_from_the_working_tree(garden: Project, has_poi
     assert (Path(done["path"]) / "reports/metrics.json").is_file()
     assert garden.json("resolve", "plant@sprout", "--rebuild")["path"]
     if has_pointers:
-        assert garden.run("verify", "reports@plant-bloom", "plant", "seed").stdout == "no faults\n"
+        assert (
+            garden.run("verify", "reports@plant-bloom", "plant", "seed").stdout == "no faults in the store .vpstore\n"
+        )
 
 
 def test_pointers_alone_are_enough(garden: Project) -> None:
@@ -128,7 +130,7 @@ def test_a_lost_recipe_file_is_taken_from_the_checkout_if_it_is_the_same(garden:
     assert "git checkout the commit in which it was built" in error
     edit(garden, "small/grow.py", "STRENGTH = 2", "STRENGTH = 1")
     garden.run("resolve", "plant", "--rebuild")
-    assert garden.run("verify", "--all").stdout == "no faults\n"
+    assert garden.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
 
 
 def test_a_damaged_blob_goes_to_quarantine(garden: Project) -> None:

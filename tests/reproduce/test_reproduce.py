@@ -52,7 +52,7 @@ def test_an_honest_artifact_is_identical_and_only_an_attestation_is_left(garden:
     }  # fmt: skip
     digits = found["attestation"].removeprefix("blake3:")
     assert new_files(before, garden) == [f".vpstore/attestations/{found['artifact'][7:]}/{digits}.json"]
-    assert garden.run("verify", "--all").stdout == "no faults\n"
+    assert garden.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
 
 
 def test_the_attestation_is_shown_and_is_no_build(garden: Project) -> None:

@@ -233,3 +233,18 @@ def test_two_profiles_are_pulled_each_by_its_own_lock(pair: Pair) -> None:
     assert pair.b.pointer("plant-bloom", "large").exists()
     assert not pair.b.pointer("plant-bloom", "tiny").exists()
     assert set(lock_of(pair.b)) == set(STAGES)
+
+
+def test_what_the_lock_does_not_say_is_counted_and_three_are_named(pair: Pair) -> None:
+    pair.a.root.joinpath("vpstore.lock").unlink()
+    said = pair.a.run("push", "--dry-run").stderr
+    assert "5 of what is sent is not what vpstore.lock says (seed@main, plant@sprout, plant@bloom and 2 more)" in said
+    assert "reports@plant-bloom" not in said
+
+
+def test_without_a_remote_nothing_else_is_said(pair: Pair) -> None:
+    pair.a.root.joinpath("vpstore.lock").unlink()
+    pair.a.root.joinpath(".dvc", "config").write_text("")
+    said = pair.a.run("push", code=2).stderr
+    assert said.startswith("error: no remote is named")
+    assert "vpstore.lock" not in said

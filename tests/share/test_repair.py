@@ -236,4 +236,4 @@ def test_a_remote_that_lacks_everything_is_filled_by_repair(pair: Pair) -> None:
     assert objects(pair.folder / "other" / "vpstore") == pair.objects()
     assert named_by_remote(pair.folder / "other" / "vpstore") == []
     document = json.loads(pair.a.run("verify", "--remote", "-r", "other", "--json").stdout)
-    assert document == {"schema": 1, "ok": True, "faults": []}
+    assert document == {"schema": 1, "ok": True, "place": f"the remote other ({pair.folder / 'other'})", "faults": []}

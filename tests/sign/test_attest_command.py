@@ -51,7 +51,7 @@ def test_a_signature_is_stored_shown_and_trusted(built: Project, keys: Keys, kin
     assert "signed    by release" in built.run("show", "plant").stdout
     (row,) = built.json("show", "plant")["signatures"]
     assert (row["signers"], row["fault"]) == (["release"], None)
-    assert built.run("verify", "--all").stdout == "no faults\n"
+    assert built.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
     (path,) = envelopes(built)
     assert path.stat().st_mode & 0o222 == 0
 
@@ -282,7 +282,7 @@ def without_cryptography(project: Project, *arguments: str) -> subprocess.Comple
 def test_without_the_package_signing_says_what_to_install_and_reading_goes_on(built: Project, keys: Keys) -> None:
     done = without_cryptography(built, "attest", "plant", "--key", str(keys.private("p256")))
     assert done.returncode == 2
-    assert "pip install 'vpstore[sign]'" in done.stderr
+    assert "pip install -e '.[sign]'" in done.stderr
     attest(built, keys.private("p256"))
     trust(built, "release", keys.public("p256"))
     for command in ("show", "verify"):

@@ -16,7 +16,7 @@ from vpstore.api import signing as api
 from vpstore.errors import DigestMismatch, UsageError, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import parse_ref
-from vpstore.storage import system
+from vpstore.storage import atomic, system
 from vpstore.verbs.export import export
 from vpstore.verbs.resolve import resolve
 
@@ -43,7 +43,7 @@ def test_an_export_is_independent_of_the_store(built: Project, tmp_path: Path) -
     before = built.listing()
     (tmp_path / "plant" / "model.safetensors").write_bytes(b"mine")
     assert built.listing() == before
-    assert built.run("verify", "--all").stdout == "no faults\n"
+    assert built.run("verify", "--all").stdout == "no faults in the store .vpstore\n"
     shutil.rmtree(built.store)
     assert (tmp_path / "plant" / "provenance.json").read_bytes()
 
@@ -83,6 +83,8 @@ def test_what_is_there_is_never_overwritten(built: Project, tmp_path: Path) -> N
         view: "outside the store and the views",
         view / "below": "outside the store and the views",
         built.store / "below": "outside the store and the views",
+        built.root / "weights" / "other" / "below": "outside the store and the views",  # of another profile
+        built.root / "weights" / "below": "outside the store and the views",
         tmp_path / ("x" * 300): "File name too long",
         Path("/proc"): "not empty",
     }
@@ -108,6 +110,29 @@ def test_a_blob_that_is_damaged_behind_its_stamp_is_found_while_copying(
         export(work, manifest, tmp_path / "plant")
     assert not (tmp_path / "plant").exists()
     assert not list(tmp_path.glob(".vpstore-export-*"))
+
+
+def test_exported_files_are_writable_where_bytes_are_shared(
+    built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system clones, the copy of a read-only blob is made writable through the one door to the disk."""
+
+    class Watched(system.Disk):
+        changed: list[str] = []
+
+        def chmod(self, path: Path, mode: int) -> None:
+            self.changed.append(path.name)
+            super().chmod(path, mode)
+
+    def cloned(source: Path, target: Path) -> bool:
+        shutil.copy(source, target)
+        return True
+
+    monkeypatch.setattr(atomic, "clone", cloned)
+    monkeypatch.setattr(system, "disk", Watched())
+    api.export("plant", tmp_path / "plant", work=workspace(built, monkeypatch))
+    assert {"artifact.json", "model.safetensors"} <= set(Watched.changed)
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "plant").rglob("*"))
 
 
 def test_whole_or_absent_whatever_the_disk_does(

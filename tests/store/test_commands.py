@@ -263,5 +263,5 @@ def test_completion_prints_a_script(project: Project, shell: str) -> None:
 
 
 def test_every_exit_code_of_the_classes_is_in_the_table() -> None:
-    assert set(exit_codes()) == {0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 130}
+    assert set(exit_codes()) == {0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 130, 141}
     assert "| 13 | digest mismatch | `DigestMismatch` |" in table()

@@ -11,7 +11,7 @@ from small_project import Project
 
 def key(project: Project) -> str:
     """The key that `build` would use, from a process of its own that may read and write compiled modules."""
-    code = "from vpstore.api import building; print(building.plan('plant@sprout')[0][1])"
+    code = "from vpstore.api import building; print(building.plan('plant@sprout')[0].key)"
     variables = {name: value for name, value in project.variables().items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project.root, env=variables, capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""The Python API: one function a command.
+"""The Python API: one function a command, of the same name.
+
+`import` is `import_donor` here, as Python keeps that word for itself; `completion` is a matter of the shell alone.
 
 Place in the path: composes verbs into what a person calls; the command line is a skin over this package.
 Invariants: every function finds its workspace around the working directory unless one is given; nothing is printed; a
@@ -13,15 +15,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
-# Which module has which function. The one list of what programs may call.
+# Which module has which function, and the classes that say what is wanted of one. The one list for programs.
 FUNCTIONS: Final = {
     "build": "building", "build_all": "building", "import_donor": "building", "lock": "building",
-    "lock_check": "building", "plan": "building",
-    "audit": "auditing", "diff": "auditing", "graph": "auditing", "why": "auditing",
+    "lock_check": "building", "pipeline": "building", "plan": "building", "plan_import": "building",
+    "Strictness": "auditing", "audit": "auditing", "diff": "auditing", "graph": "auditing", "why": "auditing",
     "attest": "signing", "export": "signing",
-    "rebuild": "reproducing", "reproduce": "reproducing", "reproduction_plan": "reproducing",
+    "Wish": "reproducing", "rebuild": "reproducing", "reproduce": "reproducing", "reproduction_plan": "reproducing",
     "pull": "sharing", "push": "sharing", "repair": "sharing",
-    "gc": "keeping",
+    "Terms": "keeping", "duration": "keeping", "gc": "keeping",
     "doctor": "reading", "ls": "reading", "open": "reading", "resolve": "reading", "show": "reading",
     "verify": "reading",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpstore.errors import NoSuchRef, UsageError
+from vpstore.errors import BlobMissing, NoSuchRef, UsageError
 from vpstore.lineage import Lineage, find_artifact, walk, walk_all
 from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import LockEntry, Profile
@@ -54,6 +54,11 @@ class LockExplanation:
     top: Manifest
     entry: LockEntry
     steps: tuple[LockStep, ...]  # parents first; none if the artifact is the lock's
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `why --lock --json` prints it."""
+        steps = [step.to_json() for step in self.steps]
+        return {"same": not steps, "lock": self.entry.artifact, "steps": steps}
 
 
 def audit(ref: str, *, work: Workspace | None = None, strictness: Strictness | None = None) -> Audit:
@@ -106,26 +111,44 @@ def diff(before: str, after: str | None = None, *, work: Workspace | None = None
     work = work or Workspace.find(Path.cwd())
     here, other = _sides(work, before, after, lock=lock)
     sides = (other, here) if lock else (here, other)
-    left, right = (work.store.manifest(artifact, what=artifact.short) for artifact in sides)
+    left, right = (_manifest(work, artifact, ref) for artifact, ref in zip(sides, _names(before, after), strict=True))
     return diff_manifests(work, left, right, tensors=(Artifact(work, left), Artifact(work, right)))
 
 
 def _sides(work: Workspace, before: str, after: str | None, *, lock: bool) -> tuple[Digest, Digest]:
     """The artifact of the first ref, and the one of the second or of the lock."""
     if lock == (after is not None):
-        raise UsageError("two refs, or one and the lock", expected="A B, or A --lock")
+        raise UsageError(
+            "two refs, or one and the lock",
+            expected="A B, or A --lock",
+            next_step=f"add a second ref, or {before} --lock",
+        )
     first = find_artifact(work, parse_ref(before))
     if after is not None:
         return first, find_artifact(work, parse_ref(after))
-    ref = work.store.manifest(first, what=before).ref
+    ref = _manifest(work, first, before).ref
     entry = work.checkout.lock().entry(work.checkout.profile, ref)
     if entry is None:
         raise NoSuchRef(
             "the lock does not name it",
             where=f"{ref}, profile {work.checkout.profile}",
-            next_step=f"vpstore lock {ref}",
+            next_step=f"vpstore lock {ref} accepts what is here",
         )
     return first, entry.artifact
+
+
+def _names(before: str, after: str | None) -> tuple[str, str]:
+    return (before, before) if after is None else (before, after)
+
+
+def _manifest(work: Workspace, artifact: Digest, text: str) -> Manifest:
+    """The manifest of what a ref means; if it is not here, the error says how to have it."""
+    try:
+        return work.store.manifest(artifact, what=text)
+    except BlobMissing as error:
+        if parse_ref(text).prefix is None:
+            error.next_step = work.how_to_have(work.checkout.objects.find(parse_ref(text)))
+        raise
 
 
 def _why_lock(work: Workspace, lineage: Lineage) -> LockExplanation:

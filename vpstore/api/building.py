@@ -1,4 +1,4 @@
-"""build, import, lock: the functions that make something.
+"""build, import, lock, pipeline: the functions that make something.
 
 Place in the path: composes verbs into what a person calls; the command line is a skin over it.
 
@@ -8,16 +8,17 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpstore.api.targets import targets
-from vpstore.building import Built, planned_key
+from vpstore.api.targets import plain, targets
+from vpstore.building import Built, Planned, Relocation, planned
 from vpstore.building import build as build_stage
-from vpstore.schema.digest import Digest
-from vpstore.schema.ref import StageRef, parse_ref
+from vpstore.checkout import Checkout
+from vpstore.pipeline import render
+from vpstore.schema.ref import StageRef
+from vpstore.storage import atomic
 from vpstore.verbs.importing import relocate
 from vpstore.verbs.lock import LockChange, LockFault, check_lock, lock_refs
 from vpstore.verbs.reports import summary_value
@@ -32,6 +33,23 @@ class SummaryRow:
     is_new: bool  # built in this run, or since the moment that was given
     figure: Any  # of [summary] in objects.toml; None if there is none
 
+    def to_json(self) -> dict[str, Any]:
+        """The row as `build --all --json` prints it."""
+        return {**self.built.to_json(), "new": self.is_new, "figure": self.figure}
+
+
+@dataclass(frozen=True)
+class PipelineText:
+    """What dvc.yaml should say, and what became of the file."""
+
+    text: str
+    path: Path
+    changed: bool | None  # whether the file was, or in a dry run would be, written; None if nobody asked for that
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `pipeline --json` prints it."""
+        return {"text": self.text, "changed": self.changed}
+
 
 def build(*refs: str, work: Workspace | None = None, force: bool = False) -> list[Built]:
     """Build stages in the order given.
@@ -43,9 +61,7 @@ def build(*refs: str, work: Workspace | None = None, force: bool = False) -> lis
     return [build_stage(work, stage, force=force) for stage in targets(work, refs)]
 
 
-def build_all(
-    *, work: Workspace | None = None, force: bool = False, since: float | None = None
-) -> Iterator[SummaryRow]:
+def build_all(*, work: Workspace | None = None, force: bool = False, since: float | None = None) -> list[SummaryRow]:
     """Build every stage in topological order.
 
     Args:    since: a Unix time; builds that were attested from then on count as new, too.
@@ -54,28 +70,46 @@ def build_all(
     work = work or Workspace.find(Path.cwd(), create=True)
     done = [build_stage(work, stage, force=force) for stage in work.checkout.objects.order]
     summary = work.checkout.objects.summary
+    rows = []
     for built in done:
         is_new = not built.is_cached or (since is not None and built.finished_unix >= int(since))
-        yield SummaryRow(built, is_new, None if summary is None else summary_value(work, built.ref, summary))
+        rows.append(SummaryRow(built, is_new, None if summary is None else summary_value(work, built.ref, summary)))
+    return rows
 
 
-def plan(*refs: str, work: Workspace | None = None) -> list[tuple[StageRef, Digest, bool]]:
-    """What `build` would do: each stage, its key, and whether the cache has its result."""
+def plan(*refs: str, work: Workspace | None = None) -> list[Planned]:
+    """What `build` would do with each stage; without refs, with every one."""
     work = work or Workspace.find(Path.cwd())
     stages = targets(work, refs) if refs else list(work.checkout.objects.order)
-    return [(stage, *planned_key(work, stage)) for stage in stages]
+    return [planned(work, stage) for stage in stages]
 
 
 def import_donor(name: str, path: Path, *, work: Workspace | None = None, force: bool = False) -> Built:
     """Build an object from files in a folder of the person's choice, held against the pinned SHA-256 as ever.
 
+    The function of the command `import`, which is a word that Python keeps for itself.
+
     Args:    name: the object, or object@stage; path: the folder with the files.
     Raises:  UsageError, RecipeRefused.
     """
     work = work or Workspace.find(Path.cwd(), create=True)
-    stage = work.checkout.objects.find(parse_ref(name))
+    stage = work.checkout.objects.find(plain(name))
+    return build_stage(work, stage, force=force, relocate=_from_folder(stage, path))
+
+
+def plan_import(name: str, path: Path, *, work: Workspace | None = None) -> Planned:
+    """What `import_donor` would do; the files are read and held against their pins, nothing is built.
+
+    Raises:  UsageError, RecipeRefused.
+    """
+    work = work or Workspace.find(Path.cwd())
+    stage = work.checkout.objects.find(plain(name))
+    return planned(work, stage, relocate=_from_folder(stage, path))
+
+
+def _from_folder(stage: StageRef, path: Path) -> Relocation:
     folder = path.expanduser().absolute()
-    return build_stage(work, stage, force=force, relocate=lambda prepared: relocate(prepared, folder))
+    return lambda prepared: relocate(prepared, folder, ref=stage)
 
 
 def lock(*refs: str, work: Workspace | None = None, is_dry_run: bool = False) -> list[LockChange]:
@@ -87,3 +121,20 @@ def lock(*refs: str, work: Workspace | None = None, is_dry_run: bool = False) ->
 def lock_check(*, work: Workspace | None = None) -> list[LockFault]:
     """Hold the working tree's code and params against the lock."""
     return list(check_lock(work or Workspace.find(Path.cwd())))
+
+
+def pipeline(*, profile: str | None = None, write: bool = False, is_dry_run: bool = False) -> PipelineText:
+    """The dvc.yaml that objects.toml, profiles and recipe closures call for.
+
+    Args:    write: put it there if it says something else; is_dry_run: only say whether it does.
+    Raises:  UsageError, RecipeRefused: a configuration or a recipe that cannot be read.
+    """
+    found = Checkout.find(Path.cwd(), profile=profile)
+    text = render([Checkout.find(Path.cwd(), profile=name) for name in found.profiles()])
+    path, data = found.root / "dvc.yaml", text.encode()
+    if is_dry_run:
+        return PipelineText(text, path, not path.is_file() or path.read_bytes() != data)
+    if not write:
+        return PipelineText(text, path, None)
+    with atomic.disk_errors(path, "writing dvc.yaml"):
+        return PipelineText(text, path, atomic.write_if_different(path, data))

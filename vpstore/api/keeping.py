@@ -3,7 +3,7 @@
 Place in the path: calls the verb; the command line is a skin over it.
 
 Example:
-    vpstore.gc(Terms(is_dry_run=True)).goes_bytes
+    vpstore.api.gc(vpstore.api.Terms(is_dry_run=True)).goes_bytes
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def duration(text: str) -> float:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text.strip() if text.strip() != "0" else "0s")
     if match is None:
         raise UsageError(
-            "not a duration", where="--grace", expected="a number and s, m, h, d or w, such as 12h", found=text
+            "not a duration",
+            where="--grace",
+            expected="a number and s, m, h, d or w, such as 12h",
+            found=text,
+            next_step="--grace 1d is the default",
         )
     return float(match[1]) * _UNITS[match[2]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpstore.api.targets import plain
 from vpstore.schema.digest import Digest
@@ -36,6 +36,33 @@ class ResolvedPath:
     path: Path
     size_bytes: int
     locked: LockStatus
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `resolve --json` prints it."""
+        return {
+            "ref": str(self.ref),
+            "artifact": self.artifact,
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "locked": self.locked,
+        }
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read again, and everything that is wrong with it."""
+
+    place: str  # "the store ..." or "the remote ...", for messages
+    faults: tuple[Fault, ...]  # sorted
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `verify --json` prints it."""
+        return {"ok": self.is_ok, "place": self.place, "faults": [fault.to_json() for fault in self.faults]}
 
 
 def resolve(
@@ -70,12 +97,15 @@ def ls(*, work: Workspace | None = None) -> list[Listed]:
     return list(list_built(work or Workspace.find(Path.cwd())))
 
 
-def show(ref: str, *, work: Workspace | None = None) -> Shown:
-    """Show one artifact: manifest, parents, attestations; its blobs are verified as `resolve` does."""
+def show(ref: str, *, work: Workspace | None = None, tensors: bool = False) -> Shown:
+    """Show one artifact: manifest, parents, attestations; its blobs are verified as `resolve` does.
+
+    Args:    tensors: its tensors too, from its tables.
+    """
     from vpstore.verbs.listing import show as show_manifest
 
     work = work or Workspace.find(Path.cwd())
-    return show_manifest(work, resolve_ref(work, parse_ref(ref)).manifest)
+    return show_manifest(work, resolve_ref(work, parse_ref(ref)).manifest, tensors=tensors)
 
 
 def verify(
@@ -84,7 +114,7 @@ def verify(
     everything: bool = False,
     quick: bool = False,
     remote: bool | str = False,
-) -> list[Fault]:
+) -> Verified:
     """Read everything again, views too, and list all faults.
 
     Args:    refs: none means every ref; everything: also what in the store no ref leads to; quick: believe valid stat
@@ -99,14 +129,14 @@ def verify(
         from vpstore.api import sharing
 
         name = remote if isinstance(remote, str) else None
-        return sharing.verify_remote(*refs, work=work, remote=name, everything=everything)
+        return Verified(*sharing.verify_remote(*refs, work=work, remote=name, everything=everything))
     stages = [work.checkout.objects.find(plain(ref)) for ref in refs] or list(verifiable(work))
     with work.changing():  # a blob that gc removed after it was listed is no fault
         faults = set(verify_refs(work, stages, everything=everything, quick=quick))
     sound = [stage for stage in stages if not any(fault.where.startswith(f"{stage}:") for fault in faults)]
     for stage in sound:
         faults.update(_view_faults(work, stage, full=not quick))
-    return sorted(faults)
+    return Verified(f"the store {work.checkout.relative(work.store.root)}", tuple(sorted(faults)))
 
 
 def doctor(*, profile: str | None = None) -> Diagnosis:

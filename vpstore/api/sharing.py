@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from vpstore.api.targets import targets
 from vpstore.errors import NoStore, NoSuchRef, UsageError, VpstoreError
@@ -32,6 +33,8 @@ from vpstore.verbs.repair_remote import repair_remote
 from vpstore.verbs.verify import verifiable
 from vpstore.workspace import Workspace
 
+_NAMES: Final = 3  # of a list that is only an example
+
 
 def push(
     *refs: str,
@@ -47,16 +50,22 @@ def push(
     Raises:  NoSuchRef: nothing is built; UsageError: no such remote; RemoteFailure.
     """
     work = work or Workspace.find(Path.cwd())
+    opened = _open(work, remote, may_be_absent=True)  # before anything is said: without a remote nothing else matters
     failures: list[VpstoreError] = []
     wanted = _built(work, refs, failures)
     if unlocked := [row.label for row in wanted if row.ref is not None and row.entry is None]:
-        work.narrator.warn(
-            f"not what vpstore.lock says, and pull goes by the lock: {', '.join(unlocked)}; `vpstore lock` accepts it"
-        )
-    opened = _open(work, remote, may_be_absent=True)
+        work.narrator.warn(_not_locked(unlocked))
     report = push_artifacts(work, wanted, opened, workers=_workers(jobs), is_dry_run=is_dry_run)
     report.failures += failures
     return report
+
+
+def _not_locked(labels: Sequence[str]) -> str:
+    names = ", ".join(labels[:_NAMES]) + (f" and {len(labels) - _NAMES} more" if len(labels) > _NAMES else "")
+    return (
+        f"{len(labels)} of what is sent is not what vpstore.lock says ({names}), and pull goes by the lock; "
+        "`vpstore lock` accepts it"
+    )
 
 
 def pull(
@@ -100,7 +109,11 @@ def repair(
     failures: list[VpstoreError] = []
     if to_remote is not None:
         if source is not None:
-            raise UsageError("repair goes one way at a time", expected="a source, or a remote to be mended")
+            raise UsageError(
+                "repair goes one way at a time",
+                expected="a source, or a remote to be mended",
+                next_step="leave out one of the two",
+            )
         wanted = _built(work, refs, failures)
         opened = _open(work, to_remote, may_be_absent=True)
         repaired = repair_remote(work, wanted, opened, workers=workers, is_dry_run=is_dry_run)
@@ -113,15 +126,17 @@ def repair(
 
 def verify_remote(
     *refs: str, work: Workspace, remote: str | None = None, everything: bool = False, jobs: int = DEFAULT_WORKERS
-) -> list[Fault]:
+) -> tuple[str, tuple[Fault, ...]]:
     """Read back what a remote has of some artifacts and all that they were built from, and list all faults.
 
     Args:    refs: none means every ref; everything: also what else lies on the remote.
+    Returns: which remote that was, and its faults, sorted.
     """
     failures: list[VpstoreError] = []
-    wanted = _named(work, refs, failures)
-    found = list(check_remote(work, wanted, _open(work, remote), workers=_workers(jobs), everything=everything))
-    return found + [Fault(row.where, row.expected or "a sound pointer", row.found or row.what) for row in failures]
+    wanted, opened = _named(work, refs, failures), _open(work, remote)
+    found = list(check_remote(work, wanted, opened, workers=_workers(jobs), everything=everything))
+    found += [Fault(row.where, row.expected or "a sound pointer", row.found or row.what) for row in failures]
+    return f"the remote {opened.label}", tuple(found)
 
 
 def fetch(ref: Ref, *, work: Workspace, remote: str | None = None, locked: bool = False) -> Report | None:
@@ -222,11 +237,14 @@ def _other_store(folder: Path) -> Remote:
         "there is no store here",
         where=str(folder),
         expected=f"a store, or a checkout with {NAME}",
-        next_step="name the folder of another checkout, or of its store; --from names a remote",
+        next_step="name the folder of a store in --from-store, or a DVC remote in --from",
     )
 
 
 def _workers(jobs: int) -> int:
     if not 1 <= jobs <= MAX_WORKERS:
-        raise UsageError("not a number of jobs", expected=f"1 to {MAX_WORKERS}", found=str(jobs))
+        expected = f"1 to {MAX_WORKERS}"
+        raise UsageError(
+            "not a number of jobs", expected=expected, found=str(jobs), next_step=f"jobs={DEFAULT_WORKERS}"
+        )
     return jobs

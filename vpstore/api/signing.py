@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef, parse_ref
@@ -44,6 +45,19 @@ class Attested:
     bundle: Path | None  # the Model Signing bundle, if one was asked for
     view: Path  # the directory that the bundle is about
 
+    def to_json(self) -> dict[str, Any]:
+        """The document as `attest --json` prints it."""
+        return {
+            "ref": str(self.ref),
+            "artifact": self.artifact,
+            "keyid": self.keyid,
+            "algorithm": self.algorithm,
+            "envelope": str(self.envelope),
+            "is_new": self.is_new,
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "view": str(self.view),
+        }
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -54,6 +68,16 @@ class Exported:
     path: Path
     files: int  # with artifact.json
     size_bytes: int  # without it
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `export --json` prints it."""
+        return {
+            "ref": str(self.ref),
+            "artifact": self.artifact,
+            "path": str(self.path),
+            "files": self.files,
+            "size_bytes": self.size_bytes,
+        }
 
 
 def attest(

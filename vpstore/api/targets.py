@@ -25,5 +25,10 @@ def plain(text: str) -> Ref:
     """
     ref = parse_ref(text)
     if ref.prefix is not None:
-        raise UsageError("this command wants a name, not a digest", where=text, expected="object[.mode][@stage]")
+        raise UsageError(
+            "this command wants a name, not a digest",
+            where=text,
+            expected="object[.mode][@stage]",
+            next_step=f"name the stage: {ref.object}, or {ref.object}@STAGE",
+        )
     return ref

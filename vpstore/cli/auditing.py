@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vpstore.cli.group import command, complete_ref, leave, workspace
-from vpstore.cli.printing import print_json, print_table, size_text
+from vpstore.cli.printing import print_json, print_table, printable, size_text
 from vpstore.errors import FaultsFound, UsageError
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def why(before: str, after: str | None, *, lock: bool, with_diff: bool, profile:
         return
     diffs = {step.roles: api.why_recipe(step, work=work) if with_diff else [] for step in found.roots}
     if as_json:
-        steps = [{**step.to_json(), "diff": diffs.get(step.roles, [])} for step in found.steps]
-        print_json({"same": not found.steps, "relation": found.relation or None, "steps": steps})
+        print_json(found.to_json(diffs))
     else:
         _print_explanation(found, diffs)
 
@@ -127,11 +126,6 @@ def diff(before: str, after: str | None, *, lock: bool, everything: bool, profil
         sizes = [[size_text(side.size_bytes) if side else "-" for side in (pair.before, pair.after)] for pair in files]
         rows = [(pair.path, pair.status, *pair_sizes) for pair, pair_sizes in zip(files, sizes, strict=True)]
         print_table(("file", "status", "A", "B"), rows)
-
-
-def printable(text: object) -> str:
-    """Text out of a document, safe for a terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
 def _print_audit(found: Audit) -> None:
@@ -226,8 +220,7 @@ def _names(names: Iterable[str]) -> str:
 
 def _print_lock_explanation(found: LockExplanation, *, as_json: bool) -> None:
     if as_json:
-        steps = [step.to_json() for step in found.steps]
-        print_json({"same": not steps, "lock": found.entry.artifact, "steps": steps})
+        print_json(found.to_json())
         return
     click.echo(f"lock {found.entry.artifact.short}  ->  {found.top.ref} {found.top.digest.short}")
     click.echo("  the lock's artifact is not here: what went into it is known, what came out is not (vpstore pull)")

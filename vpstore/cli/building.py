@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpstore.cli.group import command, complete_ref, leave, workspace
+from vpstore.cli.group import command, complete_ref, leave, trial_workspace, workspace
 from vpstore.cli.printing import figure_text, print_json, print_table, seconds_text, size_text
 from vpstore.errors import NotLocked, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vpstore.api.building import SummaryRow
-    from vpstore.building import Built
+    from vpstore.building import Built, Planned
 
 
-@command("build", example="vpstore build vpDense@expand", codes=(11, 12, 13, 14, 20))
+@command("build", example="vpstore build vpDense@expand", codes=(10, 11, 12, 13, 14, 20))
 @click.argument("refs", metavar="REF...", nargs=-1, shell_complete=complete_ref)
 @click.option("--all", "everything", is_flag=True, help="Every object@stage, parents first; ends with a table.")
 @click.option("--force", is_flag=True, help="Run the recipe even if the build cache has its result.")
@@ -34,34 +36,44 @@ def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float 
 
     if everything == bool(refs):
         raise UsageError("build wants refs or --all", expected="one of them", next_step="vpstore build --help")
+    if since is not None and not everything:
+        raise UsageError(
+            "--since counts rows of the table that only --all prints",
+            expected="--all --since EPOCH",
+            next_step="leave out --since, or build --all",
+        )
     if rest["dry_run"]:
-        _print_plan(refs, rest["profile"], as_json=rest["as_json"])
+        _print_plan(api.plan(*refs, work=trial_workspace(rest["profile"])), as_json=rest["as_json"])
         return
     work = workspace(rest["profile"], create=True)
     if everything:
-        rows = list(api.build_all(work=work, force=force, since=since))
+        rows = api.build_all(work=work, force=force, since=since)
         summary = work.checkout.objects.summary
         _print_summary(rows, as_json=rest["as_json"], figure=None if summary is None else summary.key.split(".")[-1])
         return
     done = api.build(*refs, work=work, force=force)
     if rest["as_json"]:
-        print_json({"builds": [_document(built) for built in done]})
+        print_json({"builds": [built.to_json() for built in done]})
         return
     for built in done:
         _print_built(built)
 
 
-@command("import", example="vpstore import qwen3-0_6B ~/Downloads/Qwen3-0.6B", codes=(11, 20))
+@command("import", example="vpstore import qwen3-0_6B ~/Downloads/Qwen3-0.6B", codes=(10, 11, 12, 13, 14, 20))
 @click.argument("name", metavar="OBJECT", shell_complete=complete_ref)
-@click.argument("path", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Import even if the build cache has the artifact.")
-def import_donor(name: str, path: Path, *, force: bool, profile: str | None, as_json: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Hold the files against their SHA-256; change nothing.")
+def import_donor(name: str, path: Path, *, force: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
     """Import a donor from a folder, held against the SHA-256 that its provenance pins."""
     from vpstore.api import building as api
 
+    if dry_run:
+        _print_plan([api.plan_import(name, path, work=trial_workspace(profile))], as_json=as_json)
+        return
     built = api.import_donor(name, path, work=workspace(profile, create=True), force=force)
     if as_json:
-        print_json({"builds": [_document(built)]})
+        print_json({"builds": [built.to_json()]})
     else:
         _print_built(built)
 
@@ -80,50 +92,38 @@ def lock(refs: tuple[str, ...], *, check: bool, dry_run: bool, profile: str | No
         return
     changes = api.lock(*refs, work=work, is_dry_run=dry_run)
     if as_json:
-        rows = [
-            {
-                "object": change.ref.object,
-                "stage": change.ref.stage,
-                "change": change.word,
-                "artifact": change.after.artifact if change.after else None,
-                "before": change.before.artifact if change.before else None,
-            }
-            for change in changes
-        ]
-        print_json({"dry_run": dry_run, "changes": rows})
+        print_json({"dry_run": dry_run, "changes": [change.to_json() for change in changes]})
         return
     for change in changes:
         artifact = change.after.artifact.short if change.after else ""
         click.echo(f"{change.word:<8} {change.ref}  {artifact}".rstrip())
 
 
-@command("pipeline", example="vpstore pipeline --write")
+@command("pipeline", example="vpstore pipeline --write", codes=(20,))
 @click.option("--write", is_flag=True, help="Write dvc.yaml instead of printing it.")
-def pipeline(*, write: bool, profile: str | None, as_json: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Say whether --write would change dvc.yaml; change nothing.")
+def pipeline(*, write: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
     """Print the dvc.yaml that objects.toml, profiles and recipe closures call for."""
-    from vpstore.checkout import Checkout
-    from vpstore.pipeline import render
-    from vpstore.storage.atomic import write_if_different
-
-    found = Checkout.find(Path.cwd(), profile=profile)
-    text = render([Checkout.find(Path.cwd(), profile=name) for name in found.profiles()])
-    changed = write_if_different(found.root / "dvc.yaml", text.encode()) if write else None
-    if as_json:
-        print_json({"text": text, "changed": changed})
-    elif not write:
-        click.echo(text, nl=False)
-
-
-def _print_plan(refs: tuple[str, ...], profile: str | None, *, as_json: bool) -> None:
     from vpstore.api import building as api
 
-    rows = api.plan(*refs, work=workspace(profile))
+    found = api.pipeline(profile=profile, write=write, is_dry_run=dry_run)
     if as_json:
-        builds = [{"ref": str(ref), "key": key, "cached": is_cached} for ref, key, is_cached in rows]
-        print_json({"dry_run": True, "builds": builds})
+        print_json(found.to_json())
+    elif dry_run:
+        click.echo(f"would write {found.path}" if found.changed else f"{found.path} says this already")
+    elif not write:
+        click.echo(found.text, nl=False)
+
+
+def _print_plan(rows: Sequence[Planned], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"dry_run": True, "builds": [row.to_json() for row in rows]})
         return
-    for ref, key, is_cached in rows:
-        click.echo(f"{ref}  key {key.short}  {'cache hit' if is_cached else 'would be built'}")
+    for row in rows:
+        if row.key is None:
+            click.echo(f"{row.ref}  would be built after {', '.join(map(str, row.waits_for))}, which its key covers")
+        else:
+            click.echo(f"{row.ref}  key {row.key.short}  {'cache hit' if row.is_cached else 'would be built'}")
 
 
 def _print_lock_check(work: Any, *, as_json: bool) -> None:
@@ -131,33 +131,13 @@ def _print_lock_check(work: Any, *, as_json: bool) -> None:
 
     faults = api.lock_check(work=work)
     if as_json:
-        rows = [{"ref": str(f.ref), "part": f.part, "expected": f.expected, "found": f.found} for f in faults]
-        print_json({"ok": not faults, "faults": rows})
+        print_json({"ok": not faults, "faults": [fault.to_json() for fault in faults]})
     for fault in faults if not as_json else ():
         click.echo(
             f"{fault.ref}: {fault.part} is not the lock's\n  expected  {fault.expected}\n  found     {fault.found}"
         )
     if faults:
         leave(NotLocked.exit_code)
-
-
-def _document(built: Built) -> dict[str, Any]:
-    comparison = built.comparison
-    return {
-        "ref": str(built.ref),
-        "artifact": built.manifest.digest,
-        "key": built.manifest.build.key(),
-        "path": str(built.path),
-        "size_bytes": built.manifest.size_bytes,
-        "cached": built.is_cached,
-        "seconds": built.seconds,
-        "lock": {
-            "status": comparison.status,
-            "reasons": list(comparison.reasons),
-            "files": list(comparison.files),
-            "tensors": list(comparison.tensors),
-        },
-    }
 
 
 def _print_built(built: Built) -> None:
@@ -168,8 +148,7 @@ def _print_built(built: Built) -> None:
 
 def _print_summary(rows: list[SummaryRow], *, as_json: bool, figure: str | None) -> None:
     if as_json:
-        builds = [{**_document(row.built), "new": row.is_new, "figure": row.figure} for row in rows]
-        print_json({"builds": builds})
+        print_json({"builds": [row.to_json() for row in rows]})
         return
     figure_head = () if figure is None else (figure,)
     lines = [

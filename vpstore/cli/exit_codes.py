@@ -9,8 +9,11 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-from vpstore.errors import VpstoreError
+from vpstore.errors import Interrupted, OutputClosed, VpstoreError
+
+_ALWAYS: Final = (Interrupted.exit_code, OutputClosed.exit_code)  # however a command is ended from outside
 
 
 def exit_codes() -> dict[int, str]:
@@ -33,7 +36,7 @@ def table() -> str:
 def epilog(example: str, codes: Sequence[int]) -> str:
     """The end of a command's help: its example and its exit codes."""
     known = exit_codes()
-    lines = [f"{code} {known[code]}" for code in sorted({0, 1, 2, 130, *codes})]
+    lines = [f"{code} {known[code]}" for code in sorted({0, 1, 2, *_ALWAYS, *codes})]
     return f"Example: {example}\n\nExit codes: " + " · ".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The root command, what all commands share, and how errors leave the program.
 
-Place in the path: `vpstore` on the command line is `main` here. Commands live in `building` and `reading`.
+Place in the path: `vpstore` on the command line is `main` here. Commands live beside this.
 Invariants: exit codes are the error classes'; an error of ours never shows a traceback, one that is not ours always
 does; importing this loads no verb, so `vpstore --help` is quick.
 
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vpstore.cli.exit_codes import epilog
+from vpstore.cli.overview import Root
 from vpstore.cli.printing import error_document, print_json
-from vpstore.errors import Interrupted, UsageError, VpstoreError
+from vpstore.errors import Interrupted, NoStore, OutputClosed, UsageError, VpstoreError
 from vpstore.storage import observing
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 observing.begin()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="vpstore", message="%(package)s %(version)s")
 def cli() -> None:
     """Names for model checkpoints that can be proved, shared, audited and rebuilt."""
@@ -39,7 +40,7 @@ def cli() -> None:
 def command(name: str, *, example: str, codes: Sequence[int] = ()) -> Callable[[Callable[..., None]], click.Command]:
     """Declare a command with `--profile`, `--json`, an example and its exit codes.
 
-    Args:    example: one line that works; codes: the exit codes beside 0, 1, 2 and 130.
+    Args:    example: one line that works; codes: the exit codes beside 0, 1, 2, 130 and 141.
     """
 
     def declare(function: Callable[..., None]) -> click.Command:
@@ -56,6 +57,25 @@ def workspace(profile: str | None, *, create: bool = False) -> Workspace:
     from vpstore.workspace import Workspace
 
     return Workspace.find(Path.cwd(), profile=profile, narrator=Console(), create=create)
+
+
+def trial_workspace(profile: str | None) -> Workspace:
+    """The workspace of a dry run; where there is no store yet, with an empty one that is gone afterwards."""
+    import tempfile
+
+    from vpstore.checkout import Checkout
+    from vpstore.narration import Console
+    from vpstore.storage.store import Store
+    from vpstore.workspace import Workspace
+
+    try:
+        return workspace(profile)
+    except NoStore as error:
+        if error.found:  # something is there that is no store: the real run would be refused, too
+            raise
+        folder = tempfile.TemporaryDirectory(prefix="vpstore-")
+        click.get_current_context().call_on_close(folder.cleanup)
+        return Workspace(Checkout.find(Path.cwd(), profile=profile), Store.create(Path(folder.name)), Console())
 
 
 def complete_ref(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -76,18 +96,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(given, prog_name="vpstore", standalone_mode=False)
         sys.stdout.flush()
+    except (OutputClosed, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave quietly
+        code = OutputClosed.exit_code
     except VpstoreError as error:
         code = _report(error, given)
     except click.exceptions.Abort:
         code = _report(Interrupted("interrupted"), given)
     except KeyboardInterrupt:
         code = _report(Interrupted("interrupted"), given)
+    except click.exceptions.NoArgsIsHelpError as error:  # `vpstore` alone: what is there to be had
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "vpstore"
         code = _report(UsageError(error.format_message(), next_step=f"{where} --help"), given)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave quietly
-        code = 1
     except OSError as error:
         from vpstore.storage.refusals import as_error
 

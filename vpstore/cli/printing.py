@@ -56,6 +56,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def printable(text: object) -> str:
+    """Text out of a document, safe for a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
 def size_text(size_bytes: int | None) -> str:
     """Bytes for people, three digits."""
     if size_bytes is None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from vpstore.cli.group import cli, command, complete_ref, leave, workspace
-from vpstore.cli.printing import outcome_text, print_json, print_table, seconds_text, size_text
+from vpstore.cli.printing import outcome_text, print_json, print_table, printable, seconds_text, size_text
 from vpstore.errors import BlobMissing, DigestMismatch, FaultsFound, UsageError
 
 
@@ -42,41 +42,48 @@ def resolve(ref: str, *, locked: bool, full: bool, rebuild: bool, as_json: bool,
         reproducing.rebuild(ref, work=work)
         found = api.resolve(ref, work=work, locked=locked, full=full)
     if as_json:
-        print_json(
-            {
-                "ref": str(found.ref),
-                "artifact": found.artifact,
-                "path": str(found.path),
-                "size_bytes": found.size_bytes,
-                "locked": found.locked,
-            }
-        )
+        print_json(found.to_json())
     else:
         click.echo(os.fsencode(found.path))  # the path itself, whatever the locale makes of its letters
 
 
-@command("ls", example="vpstore ls --json", codes=(10,))
+@command("ls", example="vpstore ls --json", codes=(10, 14))
 def ls(*, profile: str | None, as_json: bool) -> None:
     """List what is built, and how it stands to vpstore.lock."""
     from vpstore.api import reading as api
 
-    rows = api.ls(work=workspace(profile))
+    work = workspace(profile)
+    rows = api.ls(work=work)
     if as_json:
         print_json({"objects": [row.to_json() for row in rows]})
         return
     cells = [(str(row.ref), row.artifact.short, row.key.short, size_text(row.size_bytes), row.locked) for row in rows]
     print_table(("object@stage", "artifact", "key", "size", "lock"), cells)
+    if not rows:
+        click.echo(
+            f"nothing is built yet under profile {work.checkout.profile}: vpstore pull has what the lock names from a "
+            "remote, vpstore build --all makes it here",
+            err=True,
+        )
 
 
 @command("show", example="vpstore show vpMoE", codes=(10, 11, 12, 13, 14))
 @click.argument("ref", shell_complete=complete_ref)
-def show(ref: str, *, profile: str | None, as_json: bool) -> None:
+@click.option("--tensors", is_flag=True, help="List its tensors instead: name, dtype, shape, digest.")
+def show(ref: str, *, tensors: bool, profile: str | None, as_json: bool) -> None:
     """Show an artifact: its files, what it was built from, and who attested it."""
     from vpstore.api import reading as api
 
-    shown = api.show(ref, work=workspace(profile))
+    shown = api.show(ref, work=workspace(profile), tensors=tensors)
     if as_json:
         print_json(shown.to_json())
+        return
+    if shown.tensors is not None:
+        cells = [
+            (printable(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", row.digest.short)
+            for _, row in shown.tensors
+        ]
+        print_table(("tensor", "dtype", "shape", "digest"), cells)
         return
     manifest = shown.manifest
     click.echo(f"{manifest.ref}\n  artifact  {manifest.digest}\n  key       {manifest.build.key()}")
@@ -100,7 +107,7 @@ def show(ref: str, *, profile: str | None, as_json: bool) -> None:
         click.echo(f"  rebuilt   {again.facts.finished_on}, {outcome_text(again.outcome)}")
 
 
-@command("verify", example="vpstore verify --all", codes=(3, 10, 11, 16))
+@command("verify", example="vpstore verify --all", codes=(3, 10, 11, 14, 16))
 @click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
 @click.option("--all", "everything", is_flag=True, help="Every ref, and all else that lies in the store.")
 @click.option("--full/--quick", default=True, help="Every byte; or believe the stat stamps of unchanged blobs.")
@@ -112,16 +119,19 @@ def verify(refs: tuple[str, ...], *, everything: bool, full: bool, as_json: bool
 
     if everything and refs:
         raise UsageError("verify wants refs or --all", expected="one of them", next_step="vpstore verify --help")
+    if rest["name"] is not None and not rest["remote"]:
+        raise UsageError("a remote is named, and the store is to be verified", next_step="add --remote")
     remote = rest["name"] or rest["remote"]
-    faults = api.verify(*refs, work=workspace(rest["profile"]), everything=everything, quick=not full, remote=remote)
+    found = api.verify(*refs, work=workspace(rest["profile"]), everything=everything, quick=not full, remote=remote)
     if as_json:
-        print_json({"ok": not faults, "faults": [fault.to_json() for fault in faults]})
-    for fault in faults if not as_json else ():
-        tensor = f", tensor {fault.tensor}" if fault.tensor else ""
-        click.echo(f"{fault.where}{tensor}\n  expected  {fault.expected}\n  found     {fault.found}")
-    if not faults and not as_json:
-        click.echo("no faults")
-    if faults:
+        print_json(found.to_json())
+    else:
+        for fault in found.faults:
+            tensor = f", tensor {fault.tensor}" if fault.tensor else ""
+            click.echo(f"{fault.where}{tensor}\n  expected  {fault.expected}\n  found     {fault.found}")
+        count = len(found.faults)
+        click.echo(f"{count or 'no'} {'fault' if count == 1 else 'faults'} in {found.place}")
+    if not found.is_ok:
         leave(FaultsFound.exit_code)
 
 
@@ -150,7 +160,7 @@ def completion(shell: str, *, profile: str | None, as_json: bool) -> None:
 
     kind = get_completion_class(shell)
     if kind is None:
-        raise UsageError("no completion for this shell", found=shell)
+        raise UsageError("no completion for this shell", found=shell, next_step="vpstore completion --help")
     script = kind(cli, {}, "vpstore", "_VPSTORE_COMPLETE").source()
     if as_json:
         print_json({"shell": shell, "profile": profile, "script": script})

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpstore.cli.group import command, complete_ref, leave, workspace
+from vpstore.cli.group import command, complete_ref, leave, trial_workspace, workspace
 from vpstore.cli.printing import error_document, print_json, size_text
-from vpstore.errors import NoStore, UsageError
+from vpstore.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vpstore.errors import VpstoreError
     from vpstore.sharing.mending import Repaired
     from vpstore.sharing.report import Report
-    from vpstore.workspace import Workspace
 
 _refs = click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
 _remote = click.option("-r", "--remote", metavar="REMOTE", help="A DVC remote, instead of the default one.")
@@ -46,7 +45,7 @@ def push(
     _print_report(report, verb="push", way="to", as_json=as_json)
 
 
-@command("pull", example="vpstore pull -j 16", codes=(11, 12, 13, 14, 15, 16))
+@command("pull", example="vpstore pull -j 16", codes=(10, 11, 12, 13, 14, 15, 16))
 @_refs
 @_remote
 @_jobs
@@ -57,7 +56,7 @@ def pull(
     """Fetch artifacts and all they were built from; without refs, everything that vpstore.lock names."""
     from vpstore.api import sharing as api
 
-    work = _trial_workspace(profile) if dry_run else workspace(profile, create=True)
+    work = trial_workspace(profile) if dry_run else workspace(profile, create=True)
     report = api.pull(*refs, work=work, remote=remote, jobs=jobs, is_dry_run=dry_run)
     _print_report(report, verb="pull", way="from", as_json=as_json)
 
@@ -84,23 +83,6 @@ def repair(refs: tuple[str, ...], *, source: str | None, from_store: Path | None
         is_dry_run=rest["dry_run"],
     )
     _print_repaired(repaired, as_json=rest["as_json"])
-
-
-def _trial_workspace(profile: str | None) -> Workspace:
-    """The workspace of a dry run; where there is no store yet, with an empty one that is gone afterwards."""
-    import tempfile
-
-    from vpstore.checkout import Checkout
-    from vpstore.narration import Console
-    from vpstore.storage.store import Store
-    from vpstore.workspace import Workspace
-
-    try:
-        return workspace(profile)
-    except NoStore:
-        folder = tempfile.TemporaryDirectory(prefix="vpstore-")
-        click.get_current_context().call_on_close(folder.cleanup)
-        return Workspace(Checkout.find(Path.cwd(), profile=profile), Store.create(Path(folder.name)), Console())
 
 
 def _print_report(report: Report, *, verb: str, way: str, as_json: bool) -> None:

@@ -39,19 +39,7 @@ def attest(ref: str, *, key: Path, output: Path | None, dry_run: bool, profile: 
 
     done = api.attest(ref, key=key, out=output, work=workspace(profile), is_dry_run=dry_run)
     if as_json:
-        print_json(
-            {
-                "ref": str(done.ref),
-                "artifact": done.artifact,
-                "keyid": done.keyid,
-                "algorithm": done.algorithm,
-                "envelope": str(done.envelope),
-                "is_new": done.is_new,
-                "bundle": None if done.bundle is None else str(done.bundle),
-                "view": str(done.view),
-                "dry_run": dry_run,
-            }
-        )
+        print_json({**done.to_json(), "dry_run": dry_run})
         return
     said = "would sign" if dry_run else "signed"
     click.echo(f"{said} {done.ref}\n  artifact  {done.artifact}\n  key       {done.keyid}  {done.algorithm}")
@@ -70,16 +58,7 @@ def export(ref: str, directory: Path, *, dry_run: bool, profile: str | None, as_
 
     done = api.export(ref, directory, work=workspace(profile), is_dry_run=dry_run)
     if as_json:
-        print_json(
-            {
-                "ref": str(done.ref),
-                "artifact": done.artifact,
-                "path": str(done.path),
-                "files": done.files,
-                "size_bytes": done.size_bytes,
-                "dry_run": dry_run,
-            }
-        )
+        print_json({**done.to_json(), "dry_run": dry_run})
     elif dry_run:
         click.echo(f"would write {done.files} files, {size_text(done.size_bytes)}, to {done.path}")
     else:

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from vpstore.rebuilding.ingredients import Task, lay_out
 from vpstore.rebuilding.running import run
 from vpstore.rebuilding.sampling import choose
 from vpstore.rebuilding.scratch import scratch_folder
+from vpstore.rebuilding.worker import Job
+from vpstore.rebuilding.worker import Result as JobResult
 from vpstore.runner import Selection
 from vpstore.schema.attestation import BuildFacts
 from vpstore.schema.digest import Digest
@@ -110,7 +113,7 @@ def reproduce(work: Workspace, manifest: Manifest, wish: Wish) -> Reproduced:
             given = {part.name: work.store.blobs.path(part.digest) for part in manifest.intermediates}
             if wish.is_part:
                 job = replace(job, selection=Selection(names, None if wish.with_intermediates else given))
-            result = run(job, work.narrator, advice=advice(work, manifest))
+            result = _run(work, job, manifest)
             if wish.is_part:
                 findings = comparer.part(result.staged, names)
             else:
@@ -175,7 +178,9 @@ def _parent(work: Workspace, child: Manifest, role: str, artifact: Digest) -> Ma
         return work.store.manifest(artifact)
     except VpstoreError as error:
         error.where = f"input {role} of {child.ref}, {error.where}"
-        error.next_step = "vpstore pull brings it from a remote; vpstore resolve REF --rebuild makes it again"
+        error.next_step = (
+            f"vpstore pull {child.ref} brings it from a remote; vpstore resolve {child.ref} --rebuild makes it again"
+        )
         raise
 
 
@@ -186,6 +191,15 @@ def advice(work: Workspace, manifest: Manifest) -> str:
     if commit is None:
         return "check out the state of the repository in which it was built, and try there"
     return f"git checkout {commit}, in which it was built, and try there"
+
+
+def _run(work: Workspace, job: Job, manifest: Manifest) -> JobResult:
+    """Run the recorded recipe; what a runner says of REF is about this artifact, whose name it is not told."""
+    try:
+        return run(job, work.narrator, advice=advice(work, manifest))
+    except VpstoreError as error:
+        error.next_step = re.sub(r"\bREF\b", str(manifest.ref), error.next_step)
+        raise
 
 
 def _names(comparer: Comparer, wish: Wish, seed: int | None) -> tuple[str, ...]:
@@ -200,7 +214,10 @@ def _names(comparer: Comparer, wish: Wish, seed: int | None) -> tuple[str, ...]:
         )
     if strangers := sorted(set(wish.tensors) - known):
         raise NoSuchRef(
-            "no such tensor", where=str(comparer.recorded.ref), found=", ".join(strangers[:5]), next_step="vpstore show"
+            "no such tensor",
+            where=str(comparer.recorded.ref),
+            found=", ".join(strangers[:5]),
+            next_step=f"vpstore show {comparer.recorded.ref} --tensors",
         )
     if wish.sample is None:
         return tuple(dict.fromkeys(wish.tensors))

@@ -66,7 +66,10 @@ class Restoration:
         if manifest is not None and all(self.work.store.blobs.is_whole(digest) for digest in manifest.blobs()):
             return manifest
         if artifact in self._under_way:
-            raise VpstoreError("an artifact is said to be made from itself", where=str(ref), found=artifact)
+            next_step = f"vpstore audit {ref}: what says so is damaged or forged"
+            raise VpstoreError(
+                "an artifact is said to be made from itself", where=str(ref), found=artifact, next_step=next_step
+            )
         self._under_way.append(artifact)
         task = Task.of(manifest) if manifest is not None else self._from_working_tree(ref, artifact)
         for row in task.record.inputs:

@@ -131,7 +131,11 @@ def _refuse_strangers(job: Job) -> None:
         found = getattr(sys.modules.get(name), "__file__", None)
         if found is not None and os.path.realpath(found) != os.path.realpath(job.tree / path):
             raise VpstoreError(
-                "a recipe file was not loaded from the recorded ones", where=name, expected=path, found=found
+                "a recipe file was not loaded from the recorded ones",
+                where=name,
+                expected=path,
+                found=found,
+                next_step="let the runner import recipes by name only, and leave sys.path as it is",
             )
 
 

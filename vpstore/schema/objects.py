@@ -19,7 +19,7 @@ from typing import Any, Final
 from vpstore.errors import NoSuchRef, UsageError
 from vpstore.schema.fields import Fields
 from vpstore.schema.paths import check_path, fold
-from vpstore.schema.ref import Ref, StageRef, check_name, parse_ref
+from vpstore.schema.ref import Ref, StageRef, check_name, nearest, parse_ref
 
 FORMAT: Final = 1
 
@@ -75,10 +75,13 @@ class Objects:
         stages = [stage for stage in declared.stages.values() if ref.mode is None or stage.mode == ref.mode]
         if not stages:
             modes = sorted({stage.mode for stage in declared.stages.values() if stage.mode})
-            raise _no_such(f"{ref.object} has no mode {ref.mode}", str(ref), modes)
+            raise _no_such(f"{ref.object} has no mode {ref.mode}", str(ref), modes, typed=f"{ref.object}.{ref.mode}")
         if ref.stage is not None:
             if ref.stage not in {stage.ref.stage for stage in stages}:
-                raise _no_such(f"{ref.object} has no stage {ref.stage}", str(ref), [s.ref.stage for s in stages])
+                known = [stage.ref.stage for stage in stages]
+                raise _no_such(
+                    f"{ref.object} has no stage {ref.stage}", str(ref), known, typed=f"{ref.object}@{ref.stage}"
+                )
             return StageRef(ref.object, ref.stage)
         return stages[-1].ref if ref.mode is not None else StageRef(ref.object, declared.default_stage)
 
@@ -98,12 +101,20 @@ class Objects:
 
     def _object(self, name: str) -> ObjectDeclaration:
         if name not in self.objects:
-            raise _no_such(f"no object {name}", name, sorted(self.objects))
+            raise _no_such(f"no object {name}", name, sorted(self.objects), typed=name)
         return self.objects[name]
 
 
-def _no_such(what: str, where: str, known: list[str]) -> NoSuchRef:
-    return NoSuchRef(what, where=where, expected="one of " + ", ".join(known), next_step="vpstore ls")
+def _no_such(what: str, where: str, known: list[str], *, typed: str) -> NoSuchRef:
+    """The error for a name that is not declared.
+
+    Args:    typed: the ref up to the wrong word, which is its last.
+    """
+    cut = max(typed.rfind("."), typed.rfind("@")) + 1
+    meant = nearest(typed[cut:], known)
+    guess = f"did you mean {typed[:cut]}{meant}? " if meant else ""
+    next_step = f"{guess}vpstore ls lists what is built"
+    return NoSuchRef(what, where=where, expected="one of " + ", ".join(known), next_step=next_step)
 
 
 def parse_objects(declared: Mapping[str, Any], profile: Mapping[str, Any], *, where: str) -> Objects:
@@ -137,6 +148,7 @@ def _merge(left: Any, right: Any, where: str) -> Any:
             "a key stands in objects.toml and in the profile",
             where=where,
             expected="each key in one of them, so that an override on the command line always acts",
+            next_step="remove it from one of the two files",
         )
     merged = dict(left)
     for name, value in right.items():
@@ -194,13 +206,19 @@ def _linked(item: ObjectDeclaration, whole: Objects, where: str) -> ObjectDeclar
             ref = parse_ref(written.object, where=f"{where}: {stage.ref}")
             if ref.prefix is not None:
                 raise UsageError(
-                    "an input is pinned by digest", where=f"{stage.ref}, {role}", expected="object[.mode][@stage]"
+                    "an input is pinned by digest",
+                    where=f"{stage.ref}, {role}",
+                    expected="object[.mode][@stage]",
+                    next_step=f"name the stage that it means in {where}",
                 )
             try:
                 inputs[role] = whole.find(ref)
             except NoSuchRef as error:
                 raise UsageError(
-                    error.what, where=f"{where}: {stage.ref}, input {role}", expected=error.expected
+                    error.what,
+                    where=f"{where}: {stage.ref}, input {role}",
+                    expected=error.expected,
+                    next_step=f"name one of these in {where}",
                 ) from None
         stages[name] = StageDeclaration(
             stage.ref, stage.recipe, stage.mode, inputs, stage.sources, stage.tokenizer, stage.config
@@ -214,7 +232,10 @@ def _check_slugs(every: Mapping[StageRef, StageDeclaration], where: str) -> None
         other = seen.setdefault(fold(ref.slug), ref)
         if other != ref:
             raise UsageError(
-                "two stages would share a pointer", where=where, found=f"{other} and {ref}: {ref.slug}.json"
+                "two stages would share a pointer",
+                where=where,
+                found=f"{other} and {ref}: {ref.slug}.json",
+                next_step="give one of them another name",
             )
 
 
@@ -226,6 +247,7 @@ def _check_tokenizers(every: Mapping[StageRef, StageDeclaration], known: Mapping
                 where=f"{where}: {ref}",
                 expected="one of " + ", ".join(known),
                 found=stage.tokenizer,
+                next_step=f"name one of these, or declare it under [tokenizers] in {where}",
             )
 
 
@@ -245,7 +267,10 @@ def _topological(every: Mapping[StageRef, StageDeclaration], where: str) -> tupl
     while waiting:
         ready = next((ref for ref in waiting if all(parent in done for parent in every[ref].inputs.values())), None)
         if ready is None:
-            raise UsageError("inputs form a circle", where=where, found=" -> ".join(map(str, waiting[:8])))
+            circle = " -> ".join(map(str, waiting[:8]))
+            raise UsageError(
+                "inputs form a circle", where=where, found=circle, next_step="take one of these inputs out"
+            )
         done[ready] = None
         waiting.remove(ready)
     return tuple(done)

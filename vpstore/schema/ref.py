@@ -12,14 +12,19 @@ Example:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from vpstore.errors import UsageError, VpstoreError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}"
 _NAME = re.compile(NAME)
 _REF = re.compile(rf"({NAME})(?:\.({NAME}))?(?:@({NAME}))?")
-_PREFIXED = re.compile(rf"({NAME})#([0-9a-f]{{6,64}})")
+MIN_PREFIX: Final = 6  # fewer digits name too many artifacts
+MAX_PREFIX: Final = 64  # all of a digest
+_PREFIXED = re.compile(rf"({NAME})#([0-9a-f]{{{MIN_PREFIX},{MAX_PREFIX}}})")
+_MISPREFIXED = re.compile(rf"({NAME})#([A-Za-z0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,16 @@ def parse_ref(text: str, *, where: str = "", error: type[VpstoreError] = UsageEr
         return Ref(match[1], mode=match[2], stage=match[3])
     if match := _PREFIXED.fullmatch(text):
         return Ref(match[1], prefix=match[2])
+    if match := _MISPREFIXED.fullmatch(text):
+        digits = len(match[2])
+        fault = "too short" if digits < MIN_PREFIX else "too long" if digits > MAX_PREFIX else "not lowercase hex"
+        raise error(
+            f"a digest prefix is {fault}",
+            where=where or text,
+            expected=f"{MIN_PREFIX} to {MAX_PREFIX} lowercase hex digits after the #",
+            found=f"{digits} characters",
+            next_step=f"vpstore show {match[1]} prints the whole digest of the one that is built",
+        )
     raise error(
         "not a ref",
         where=where,
@@ -71,6 +86,15 @@ def parse_ref(text: str, *, where: str = "", error: type[VpstoreError] = UsageEr
     )
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name that a mistyped one most likely means, whatever its capitals; empty if none is near."""
+    import difflib  # only a mistake needs it
+
+    lowered = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return lowered[found[0]] if found else ""
+
+
 def check_name(text: str, *, where: str, error: type[VpstoreError] = UsageError) -> str:
     """Hold the name of an object, a stage, a mode or a role against the grammar.
 
@@ -78,6 +102,10 @@ def check_name(text: str, *, where: str, error: type[VpstoreError] = UsageError)
     """
     if not _NAME.fullmatch(text):
         raise error(
-            "not a name", where=where, expected="letters, digits, '_' and '-', at most 80", found=repr(text)[:100]
+            "not a name",
+            where=where,
+            expected="letters, digits, '_' and '-', at most 80",
+            found=repr(text)[:100],
+            next_step="write a name of these letters there",
         )
     return text

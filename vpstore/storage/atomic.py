@@ -259,7 +259,12 @@ def digest_file(path: Path) -> tuple[Digest, int]:
 
 def make_read_only(path: Path) -> None:
     """Take the write permission from everybody, and give nobody a permission that was not there."""
-    path.chmod(READ_ONLY & path.stat().st_mode)
+    system.disk.chmod(path, READ_ONLY & path.stat().st_mode)
+
+
+def make_writable(path: Path) -> None:
+    """Give the owner the write permission; everybody else has what they had."""
+    system.disk.chmod(path, path.stat().st_mode & 0o777 | 0o200)
 
 
 def clone(source: Path, target: Path) -> bool:

@@ -270,7 +270,7 @@ class Blobs:
             "the store does not hold a blob",
             where=what or str(self.path(digest)),
             expected=digest,
-            next_step="build the object again, or set VPSTORE_ROOT to the store that has it",
+            next_step="vpstore pull has it from a remote, vpstore build makes it again; or set VPSTORE_ROOT",
         )
 
 

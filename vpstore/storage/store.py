@@ -33,6 +33,7 @@ from vpstore.storage.stamps import Stamps
 NAME: Final = ".vpstore"
 FORMAT: Final = b"vpstore 1\n"
 ROOT_VARIABLE: Final = "VPSTORE_ROOT"
+_MAKE_ONE: Final = "vpstore build makes one; vpstore pull makes one and fills it with what the lock names"
 _FOLDERS: Final = ("blobs/blake3", "keys", "attestations", "roots", "tmp", "locks", "quarantine", "work")
 
 
@@ -56,7 +57,7 @@ class Store:
         try:
             found = (root / "format").read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise NoStore("there is no store here", where=str(root), next_step="vpstore build makes one") from None
+            raise NoStore("there is no store here", where=str(root), next_step=_MAKE_ONE) from None
         except OSError as error:
             raise _unusable(root / "format", error) from error
         if found != FORMAT:
@@ -99,7 +100,10 @@ class Store:
                     atomic.make_directory(root / name)
                     atomic.fsync_up((root / name).parent, root.parent)  # who made it may have died before that
             except (FileExistsError, NotADirectoryError) as error:
-                raise NoStore("a store cannot be made here", where=str(root), found=str(error)) from None
+                next_step = "move away what lies there, or name another folder in VPSTORE_ROOT"
+                raise NoStore(
+                    "a store cannot be made here", where=str(root), found=str(error), next_step=next_step
+                ) from None
             with Locks(root / "locks").shared(STORE):  # makes the lock's file, which those who only read need, too
                 atomic.write_file(root / "format", FORMAT, folder=root / "tmp")
         return cls.open(root, stamps=stamps)
@@ -116,7 +120,7 @@ class Store:
                 "there is no store",
                 where=str(start),
                 expected=f"a {NAME} folder here or upwards, or {ROOT_VARIABLE}",
-                next_step="vpstore build makes one",
+                next_step=_MAKE_ONE,
             )
         return cls.open(root, stamps=stamps)
 

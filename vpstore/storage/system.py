@@ -1,8 +1,8 @@
 """The system calls that change a disk, behind one object.
 
 Place in the path: under `atomic`, which is under everything else. Nothing but this module calls the operating system to
-write, make durable, rename, link or remove; a test puts another object in the place of `disk`, which kills the process
-or refuses at the n-th call, and so reaches every point at which a machine can fail.
+write, make durable, rename, link, remove or change the mode of a path; a test puts another object in the place of
+`disk`, which kills the process or refuses at the n-th call, and so reaches every point at which a machine can fail.
 Invariants: one method a system call, no policy; `disk` is replaced only by tests.
 
 Example:
@@ -58,6 +58,10 @@ class Disk:
     def mkdir(self, path: Path) -> None:
         """mkdir(2), under the umask."""
         os.mkdir(path)
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """chmod(2)."""
+        os.chmod(path, mode)
 
     def rmdir(self, path: Path) -> None:
         """rmdir(2)."""

@@ -105,7 +105,9 @@ def refuse_place(work: Workspace, file: Path, *, key: Path) -> None:
     elif real.exists() and not _is_bundle(real):
         fault = "a new file, or an older bundle to replace"
     if fault:
-        raise UsageError("a bundle cannot be written there", where=str(file), expected=fault)
+        raise UsageError(
+            "a bundle cannot be written there", where=str(file), expected=fault, next_step="-o FILE elsewhere"
+        )
 
 
 def write_bundle(file: Path, data: bytes) -> None:

@@ -49,7 +49,9 @@ class Strictness:
         Raises:  UsageError.
         """
         if self.locked and self.other_machine:
-            raise UsageError("--locked and --other-machine contradict each other", expected="one of them")
+            raise UsageError(
+                "--locked and --other-machine contradict each other", expected="one of them", next_step="leave out one"
+            )
 
     def counts(self, dossier: Dossier) -> bool:
         """Whether the artifact's standing to the lock is a fault.

@@ -28,6 +28,7 @@ from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
 _OLD: Final = 7 * 24 * 3600
+_NAMES: Final = 3  # of what is missing
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _examine_project(found: Diagnosis, checkout: Checkout) -> None:
     work = Workspace(checkout, Store.open(Path(str(found.store))))
     found.ask("recipes", lambda: _recipes(work))
     found.ask("pointers", lambda: _pointers(work))
+    found.ask("lock entries", lambda: _agreed(work))
 
 
 def _runner(checkout: Checkout) -> tuple[bool, str, str]:
@@ -170,5 +172,22 @@ def _pointers(work: Workspace) -> tuple[bool, str, str]:
         if pointer is not None and not work.store.blobs.has(pointer.artifact):
             wrong.append(str(ref))
     if wrong:
-        return False, "the store does not hold " + ", ".join(wrong), "vpstore build --all, or make repro"
+        return False, "the store does not hold " + ", ".join(wrong), "vpstore pull, or vpstore build --all"
     return True, f"{built} of {len(work.checkout.objects.order)} stages built", ""
+
+
+def _agreed(work: Workspace) -> tuple[bool, str, str]:
+    """What the lock names and `resolve` would refuse: it is neither built nor pulled here."""
+    entries = work.checkout.lock().profiles.get(work.checkout.profile, {})
+    lacking = [
+        ref
+        for ref in work.checkout.objects.order
+        if ref in entries
+        and not work.checkout.pointers.path(ref).exists()
+        and not work.store.blobs.has(entries[ref].artifact)
+    ]
+    if not lacking:
+        return True, f"{len(entries)} of profile {work.checkout.profile}, none missing here", ""
+    names = ", ".join(map(str, lacking[:_NAMES])) + (f" and {len(lacking) - _NAMES} more" if lacking[_NAMES:] else "")
+    detail = f"{len(lacking)} of {len(entries)} are neither built nor pulled here: {names}"
+    return False, detail, "vpstore pull has them from a remote; vpstore build --all makes them here"

@@ -22,6 +22,7 @@ from vpstore.storage import atomic
 from vpstore.workspace import Workspace
 
 _MODE = 0o644  # under the umask, as any new file
+_NEXT = "name a new directory outside the store and the weights"
 
 
 def refuse_target(work: Workspace, target: Path) -> None:
@@ -33,11 +34,14 @@ def refuse_target(work: Workspace, target: Path) -> None:
         fault, found = _fault(target)
     except OSError as error:  # a name that the file system does not take, or a folder that may not be read
         fault, found = "an absent or empty directory", str(error.strerror)
-    for place in (work.store.root, work.checkout.views):
+    weights = work.checkout.root / work.checkout.config.weights  # of every profile, not only of this one
+    for place in (work.store.root, weights):
         if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(place)):
             fault, found = "a directory outside the store and the views", work.checkout.relative(place)
     if fault:
-        raise UsageError("an artifact cannot be exported there", where=str(target), expected=fault, found=found)
+        raise UsageError(
+            "an artifact cannot be exported there", where=str(target), expected=fault, found=found, next_step=_NEXT
+        )
 
 
 def _fault(target: Path) -> tuple[str, str]:
@@ -79,14 +83,15 @@ def _write(work: Workspace, path: Path, digest: Digest, *, what: str) -> None:
     blob = work.store.blobs.path(digest)
     try:
         if atomic.clone(blob, path):
-            path.chmod(path.stat().st_mode | 0o200)
+            atomic.make_writable(path)
             atomic.fsync_file(path)
             atomic.fsync_directory(path.parent)
             found = atomic.digest_file(path)[0]
         else:
             found = _copy(blob, path)
     except FileNotFoundError:
-        raise BlobMissing("the store does not hold a blob", where=what, expected=digest) from None
+        next_step = f"vpstore verify {what.split(',')[0]} lists all damage"
+        raise BlobMissing("the store does not hold a blob", where=what, expected=digest, next_step=next_step) from None
     if found != digest:
         raise DigestMismatch(
             "a blob does not match its digest",
@@ -117,4 +122,5 @@ def _install(fresh: Path, target: Path) -> None:
             "somebody else wrote to the directory meanwhile",
             where=str(target),
             expected="an absent or empty directory",
+            next_step=_NEXT,
         ) from error

@@ -70,6 +70,7 @@ def _to_forget(work: Workspace, paths: list[Path]) -> list[CheckoutRoot]:
                 "no such checkout is registered",
                 where=str(path),
                 expected="one of " + ", ".join(shown(record.checkout) for record in records),
+                next_step="vpstore gc --dry-run lists them",
             )
         found = read_holdings(path)
         if found is not None and (found.artifacts or not found.troubles):  # else nobody can look: the person knows

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpstore.errors import VpstoreError
+from vpstore.lineage import tensor_rows
 from vpstore.schema.attestation import Statement
 from vpstore.schema.digest import Digest
-from vpstore.schema.manifest import Manifest
+from vpstore.schema.manifest import FileRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.schema.reproduction import Reproduction
+from vpstore.schema.tensor_table import TensorRow
 from vpstore.signatures import Signed, examine, load_usable_keys
 from vpstore.workspace import LockStatus, Workspace
 
@@ -52,11 +54,14 @@ class Shown:
     attestations: tuple[Statement, ...]
     signatures: tuple[Signed, ...] = ()
     reproductions: tuple[Reproduction, ...] = ()
+    tensors: tuple[tuple[FileRecord, TensorRow], ...] | None = None  # by name; None if nobody asked for them
 
     def to_json(self) -> dict[str, Any]:
         """The document as `show --json` prints it."""
         manifest = self.manifest
+        tensors = None if self.tensors is None else [_tensor(file, row) for file, row in self.tensors]
         return {
+            **({} if tensors is None else {"tensors": tensors}),
             "artifact": manifest.digest,
             "key": manifest.build.key(),
             "size_bytes": manifest.size_bytes,
@@ -82,6 +87,10 @@ class Shown:
         }
 
 
+def _tensor(file: FileRecord, row: TensorRow) -> dict[str, Any]:
+    return {"name": row.name, "dtype": row.dtype, "shape": list(row.shape), "digest": row.digest, "file": file.path}
+
+
 def list_built(work: Workspace) -> tuple[Listed, ...]:
     """Every declared stage with a sound pointer, in the order of stages; damaged pointers are said aloud."""
     rows = []
@@ -97,8 +106,8 @@ def list_built(work: Workspace) -> tuple[Listed, ...]:
     return tuple(rows)
 
 
-def show(work: Workspace, manifest: Manifest) -> Shown:
-    """Gather what is known about one artifact."""
+def show(work: Workspace, manifest: Manifest, *, tensors: bool = False) -> Shown:
+    """Gather what is known about one artifact; its tensors only if they are asked for."""
     inputs = tuple(
         {"role": row.role, "artifact": row.artifact, "ref": _name(work, row.artifact)} for row in manifest.build.inputs
     )
@@ -106,7 +115,15 @@ def show(work: Workspace, manifest: Manifest) -> Shown:
     is_signed = any(store.envelopes(manifest.digest))
     keys = load_usable_keys(work.checkout, work.narrator) if is_signed else ()
     signed = tuple(examine(store, manifest.digest, keys))
-    return Shown(manifest, inputs, store.of(manifest.digest), signed, store.reproductions(manifest.digest))
+    rows = tensor_rows(work.store, manifest) if tensors else {}
+    return Shown(
+        manifest,
+        inputs,
+        store.of(manifest.digest),
+        signed,
+        store.reproductions(manifest.digest),
+        tuple(rows[name] for name in sorted(rows)) if tensors else None,
+    )
 
 
 def _size(work: Workspace, artifact: Digest) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vpstore.errors import NoSuchRef, VpstoreError
 from vpstore.holdings import lock_name
@@ -35,6 +36,16 @@ class LockChange:
         if self.before == self.after:
             return "kept"
         return "added" if self.before is None else "removed" if self.after is None else "changed"
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `lock --json` prints it."""
+        return {
+            "object": self.ref.object,
+            "stage": self.ref.stage,
+            "change": self.word,
+            "artifact": self.after.artifact if self.after else None,
+            "before": self.before.artifact if self.before else None,
+        }
 
 
 def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = False) -> tuple[LockChange, ...]:
@@ -81,6 +92,10 @@ class LockFault:
     expected: str
     found: str
 
+    def to_json(self) -> dict[str, str]:
+        """The row as `lock --check --json` prints it."""
+        return {"ref": str(self.ref), "part": self.part, "expected": self.expected, "found": self.found}
+
 
 def check_lock(work: Workspace) -> tuple[LockFault, ...]:
     """Hold the working tree's code and params against the lock, without building anything.
@@ -108,7 +123,12 @@ def _entry(work: Workspace, ref: StageRef) -> LockEntry:
         raise NoSuchRef("nothing is built under this name", where=str(ref), next_step=f"vpstore build {ref}")
     manifest = work.store.manifest(pointer.artifact, what=str(ref))
     if manifest.ref != ref:
-        raise VpstoreError("a pointer leads to another stage", where=str(ref), found=str(manifest.ref))
+        raise VpstoreError(
+            "a pointer leads to another stage",
+            where=str(ref),
+            found=str(manifest.ref),
+            next_step=f"vpstore build {ref} writes it anew",
+        )
     for digest, what in manifest.blobs().items():
         work.store.blobs.ensure(digest, what=f"{ref}, {what}")
     return LockEntry.of(manifest)

@@ -19,6 +19,7 @@ from vpstore.errors import DigestMismatch, NoSuchRef
 from vpstore.lineage import tensor_rows
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, Manifest
+from vpstore.schema.ref import nearest
 from vpstore.schema.tensor_table import TensorRow
 from vpstore.workspace import Workspace
 
@@ -49,7 +50,13 @@ class Artifact(Mapping[str, StoredTensor]):
         Raises:  NoSuchRef: no such tensor; BlobMissing, DigestMismatch: its bytes are not the artifact's.
         """
         if name not in self._rows:
-            raise NoSuchRef("no such tensor", where=str(self.manifest.ref), found=name, next_step="vpstore show REF")
+            meant = nearest(name, self._rows)
+            raise NoSuchRef(
+                "no such tensor",
+                where=str(self.manifest.ref),
+                found=name,
+                next_step=(f"did you mean {meant}? " if meant else "") + f"vpstore show {self.manifest.ref} --tensors",
+            )
         file, row = self._rows[name]
         data = self._span(file, row)
         if (found := Digest.of(data)) != row.digest:

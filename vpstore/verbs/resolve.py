@@ -72,9 +72,14 @@ def verified_manifest(
         for digest, what in needed.items():
             work.store.blobs.ensure(digest, what=f"{stage}, {what}", full=full)
     except VpstoreError as error:
+        is_known = work.store.blobs.has(artifact)
         error.next_step = (
-            f"vpstore verify {stage} lists all damage; vpstore repair {stage} has it from a remote; "
-            f"vpstore build {stage} makes it again"
+            work.how_to_have(stage)
+            if not is_known
+            else (
+                f"vpstore verify {stage} lists all damage; vpstore repair {stage} has it from a remote; "
+                f"vpstore build {stage} makes it again"
+            )
         )
         raise
     return manifest

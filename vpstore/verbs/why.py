@@ -74,6 +74,14 @@ class Explanation:
     steps: tuple[Step, ...]  # the two that were asked about first; none if they are one
     relation: str = ""  # how one comes from the other, in words
 
+    def to_json(self, diffs: Mapping[tuple[str, ...], list[str]] | None = None) -> dict[str, Any]:
+        """The document as `why --json` prints it.
+
+        Args:    diffs: lines of how the recipe files differ, by a step's roles.
+        """
+        steps = [{**step.to_json(), "diff": (diffs or {}).get(step.roles, [])} for step in self.steps]
+        return {"same": not self.steps, "relation": self.relation or None, "steps": steps}
+
     @property
     def roots(self) -> tuple[Step, ...]:
         """Where the difference begins."""

@@ -81,14 +81,18 @@ def _in_dtype(word: str, dtype: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"batched matmul {word}", lambda: torch.bmm(heads[0], heads[1].mT)
     yield f"einsum {word}", lambda: torch.einsum("bhtd,bhsd->bhts", heads, heads)
     yield f"attention {word}", lambda: F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-    for name in ("cholesky", "eigh", "inv", "svd"):
+    for name in ("eigh", "inv", "svd"):
         yield f"{name} {word}", partial(getattr(torch.linalg, name), definite)
     yield f"solve {word}", lambda: torch.linalg.solve(definite, square)
-    for name in ("exp", "exp2", "log", "rsqrt", "reciprocal", "sigmoid"):
+    for name in ("exp", "exp2", "rsqrt", "reciprocal", "sigmoid"):
         yield f"{name} {word}", partial(getattr(torch, name), positive)
     for name in ("sin", "cos", "tanh", "relu"):
         yield f"{name} {word}", partial(getattr(torch, name), x)
-    yield f"roots {word}", lambda: (square_root(positive), binary_log(positive))
+    yield f"square root {word}", lambda: square_root(positive)
+    if dtype is torch.float32:  # the only one that recipes take logarithms of tensors in
+        yield f"logarithms {word}", lambda: (torch.log(positive), binary_log(positive))
+    else:  # the only one that they factorise matrices in
+        yield f"cholesky {word}", lambda: torch.linalg.cholesky(definite)
     yield f"silu {word}", lambda: F.silu(x)
     yield f"softmax {word}", lambda: (torch.softmax(x, -1), torch.logsumexp(x, -1))
     yield f"sums {word}", lambda: (x.sum(), x.mean(0), x.norm(), x.std(-1), x.cumsum(0), x.square().mean(-1))

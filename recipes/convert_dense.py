@@ -171,5 +171,5 @@ def _figures(context: Context) -> Report:
     files = context.intermediates
     numbers = range(1, context.params.model.num_layers + 1)
     rows: list[dict[str, float]] = [{"layer": n, **figures_in(files[step_name(n)])} for n in numbers]
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("attention_r2", "ffn_r2")}
+    means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in ("attention_r2", "ffn_r2")}
     return Report({"held_out": {**means, **figures_in(files[STREAM])}}, plots={"layers": rows})

@@ -144,7 +144,8 @@ def prose_figures(
     for number, (text, ids) in enumerate(zip(texts, documents, strict=True)):
         nats = float(score_document(reader, ids, separator=separator).double().sum())
         rows.append({"document": number, "bytes": len(text.encode()), "tokens": len(ids), "nats": nats})
-    total = {key: sum(row[key] for row in rows) for key in ("nats", "bytes", "tokens")}
+    total = {key: sum(row[key] for row in rows) for key in ("bytes", "tokens")}
+    total["nats"] = math.fsum(row["nats"] for row in rows)
     figures = {
         "bits_per_byte": total["nats"] / math.log(2) / total["bytes"],
         "nats_per_token": total["nats"] / total["tokens"],

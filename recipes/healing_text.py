@@ -3,9 +3,9 @@
 Place in the path: sources `prose` and `synth`, input `tokenizer` -> **healing_text** -> every training, calibration and
 evaluation of the chain.
 
-Invariants: a document's split and place follow from its id alone; the bytes do not depend on the number of processes;
-any prefix of the training documents holds about `harmony_share` of its tokens in conversations. Loss mask and span are
-shifted: index t speaks of label t + 1. Everything that is dropped or cut is counted in manifest and report.
+Invariants: a document's split and place follow from its id alone, whatever the number of processes; any prefix of the
+training documents holds about `harmony_share` of its tokens in conversations. Loss mask and span are shifted: index t
+speaks of label t + 1. Everything that is dropped or cut is counted in manifest and report.
 
 Files: `train/` and `valid/` with `text_tokens`, `text_lossmask`, `text_span` (.bin and .idx); `heldout.jsonl` and
 `heldout_harmony.jsonl`, the rows behind `valid/` in its order; `manifest.json`.
@@ -293,9 +293,6 @@ def _manifest(context: Context, files: Mapping[str, Path]) -> dict[str, Any]:
 def _report(tallies: Mapping[Split, _Tally], metrics: Mapping[str, Any]) -> Report:
     gates = []
     for split, tally in tallies.items():
-        share = tally.tokens["harmony"] / tally.tokens.total()
-        gates += [
-            Gate(f"Harmony share of the tokens of {split}, at least", share, ">=", 0.10),
-            Gate(f"Harmony share of the tokens of {split}, at most", share, "<=", 0.30),
-        ]
+        share, what = tally.tokens["harmony"] / tally.tokens.total(), f"Harmony share of the tokens of {split}"
+        gates += [Gate(f"{what}, at least", share, ">=", 0.10), Gate(f"{what}, at most", share, "<=", 0.30)]
     return Report(metrics=metrics, gates=gates)

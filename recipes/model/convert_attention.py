@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,8 +76,8 @@ def fit_attention(layer: DonorLayer, streams: Streams, setting: Setting) -> tupl
     tensors["softmax_offset"] = neutral_offsets(tensors, layer, streams.student, setting)
     tensors.update(_fit_output(tensors, layer, streams.student, streams.targets(seen.outputs), setting))
     figures = {
-        "value_energy_lost": sum(merged.lost for merged in merger.values) / len(merger.values),
-        "key_energy_lost": sum(merged.lost for merged in merger.keys) / len(merger.keys),
+        "value_energy_lost": math.fsum(merged.lost for merged in merger.values) / len(merger.values),
+        "key_energy_lost": math.fsum(merged.lost for merged in merger.keys) / len(merger.keys),
         "heads_merged_by_mean": float(sum(choice == CANDIDATES - 1 for choice in merger.follows)),
     }
     return tensors, figures

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,4 +49,4 @@ def unigram_loss(training: Sequence[Batch], held_out: Sequence[Batch], vocab: in
     kinds = (counts_V > 0).sum()
     share_V = (counts_V + kinds / vocab) / (counts_V.sum() + kinds)
     labels = torch.cat([batch.labels_BT[batch.loss_mask_BT > 0] for batch in held_out])
-    return float(-share_V[labels].log().mean())
+    return -math.fsum(map(math.log, share_V[labels].tolist())) / len(labels)

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +160,8 @@ def _attention_outputs(layer: Layer, streams: Sequence[Row]) -> list[Tensor]:
 
 def _relative_error(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """|wanted - got| / |wanted| over all rows, Frobenius norms."""
-    gap = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(wanted, got, strict=True))
-    return float((gap / sum(float(a.double().square().sum()) for a in wanted)) ** 0.5)
+    gap = math.fsum(float((a.double() - b.double()).square().sum()) for a, b in zip(wanted, got, strict=True))
+    return float((gap / math.fsum(float(a.double().square().sum()) for a in wanted)) ** 0.5)
 
 
 def _factor_figures(old: Layer, new: Layer, streams: Sequence[Row]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def spread(counts_E: Tensor) -> Spread:
     """
     experts = counts_E.shape[0]
     share_E = counts_E.double() / counts_E.sum()
-    entropy = float(-(share_E * share_E.clamp_min(1e-300).log()).sum())
+    entropy = -math.fsum(share * math.log(share) for share in share_E.tolist() if share > 0)
     return Spread(
         entropy=entropy,
         relative_entropy=entropy / math.log(experts) if experts > 1 else 1.0,

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,8 +74,8 @@ def held_out_figures(model: Student, exam: Examination) -> dict[str, Any]:
     means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
     return {
         **{f"held_out_cross_entropy_{name}": mean for name, mean in zip(SPANS[1:], means[1:], strict=True)},
-        "held_out_cross_entropy": sum(sums) / max(sum(counts), 1),
-        "held_out_objective": sum(
+        "held_out_cross_entropy": math.fsum(sums) / max(sum(counts), 1),
+        "held_out_objective": math.fsum(
             weight * mean for weight, mean in zip(exam.span_weights, means, strict=True) if mean is not None
         ),
         **{f"held_out_tokens_{name}": count for name, count in zip(SPANS, counts, strict=True)},

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,10 @@ class StepFigures:
 
     def cross_entropies(self) -> Row:
         """Nats a token over all counted tokens and in each span (None: no token), and how many there were."""
-        found: Row = {"cross_entropy": sum(self.nll) / max(sum(self.counts), 1), "counted_tokens": sum(self.counts)}
+        found: Row = {
+            "cross_entropy": math.fsum(self.nll) / max(sum(self.counts), 1),
+            "counted_tokens": sum(self.counts),
+        }
         for name, nll, count in zip(SPANS, self.nll, self.counts, strict=True):
             found[f"cross_entropy_{name}"] = nll / count if count else None
             found[f"tokens_{name}"] = count

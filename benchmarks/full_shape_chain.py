@@ -6,7 +6,7 @@ random weights have none of. Shapes, parameter counts, dtypes, files and the gat
 this shows that every stage loads, computes, fits in memory and publishes at full size, and how long that takes; not how
 good it is. The training of vpMoE is left out: 6 billion weights with their gradients and moments take 100 GB.
 
-Use: python -m benchmarks.full_shape_chain FOLDER [--stages REF …] [--report FILE]
+Use: python -m benchmarks.full_shape_chain FOLDER [--quick] [--stages REF …] [--report FILE]
 What is built stays in FOLDER; run again, it goes on. About 50 GB of disk; VPSTORE_DEVICE=cuda for OMP and trainings.
 """
 
@@ -78,6 +78,14 @@ _AMOUNTS: dict[str, Any] = {
     "vpMoE": {"real": {"upcycle": {"calibration_tokens": 4096, "check_tokens": 64}}},
 }  # fmt: skip
 
+_FITS = {"sequence_length": 512, "calibration_tokens": 1024, "probe_tokens": 512}
+_QUICK: dict[str, Any] = {  # the shapes stay; OMP sees a small dictionary, and the fits a thousand tokens
+    "qwen3-0_6B-o200k": {
+        "transplant": {"dictionary_size": 4096, "calibration_anchors": 512, "atoms_per_token": 8},
+    },
+    "vpDense0-5_28": {"compat": {"convert": {**_FITS, "ffn_steps": 5}}, "real": {"real-morph": _FITS}},
+}
+
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The tables of `base` with those of `changes` laid over them."""
@@ -90,7 +98,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 class Place:
     """The folder that everything lies in: a checkout of what is here, and the donors."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_quick: bool = False) -> None:
+        self.amounts = merged(_AMOUNTS, _QUICK) if is_quick else _AMOUNTS
         self.project, self.donors = root / "project", root / "donors"
         self.environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join([str(self.project), os.environ.get("PYTHONPATH", "")]),
@@ -102,7 +111,7 @@ class Place:
         ignored = shutil.ignore_patterns(".git", ".venv", ".vpstore", "weights", "runs", "__pycache__", ".probe")
         shutil.copytree(REPOSITORY, self.project, ignore=ignored, dirs_exist_ok=True)
         text = (self.project / "configs/profiles/upcycle.toml").read_text(encoding="utf-8")
-        profile = merged(tomllib.loads(text), {"params": _AMOUNTS})
+        profile = merged(tomllib.loads(text), {"params": self.amounts})
         for name in ("qwen3-0_6B", "gpt-oss-20b"):
             profile["objects"][name]["stages"]["main"]["sources"] = {
                 "donor": f"configs/upcycle/provenance/random-{name}.json"
@@ -160,10 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stages", nargs="+", default=list(STAGES), metavar="REF")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small dictionary for OMP, a thousand tokens for the fits"
+    )
     parser.add_argument("--report", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    place = Place(given.folder.resolve())
+    place = Place(given.folder.resolve(), is_quick=given.quick)
     place.prepare()
     rows = []
     for ref in given.stages:

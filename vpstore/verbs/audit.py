@@ -254,7 +254,7 @@ class _Run:
         for dossier in dossiers:
             if dossier.standing == "bytes" or dossier.relocked:
                 yield (
-                    f"{dossier.label}: other bytes under the lock's key come from another make of machine, from a "
+                    f"{dossier.label}: other bytes under the lock's key come from another arithmetic, from a "
                     "build that does not reproduce, or from a forger; vpstore reproduce shows what this machine makes"
                 )
         top = self.dossiers[self.lineage.top]

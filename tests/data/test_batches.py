@@ -183,7 +183,7 @@ def test_arrays_that_are_not_aligned_are_refused(tmp_path: Path) -> None:
     seed=st.integers(0, 2**40),
     start=st.integers(0, 30),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_one_two_and_four_processes_see_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory, packing: Packing, rows: int, length: int, seed: int, start: int
 ) -> None:

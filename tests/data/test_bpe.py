@@ -28,6 +28,7 @@ PIECES = (
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.text(max_size=60))
 
 
+@pytest.mark.slow
 @given(st.lists(TEXTS, min_size=20, max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_tokenizers_file_encodes_as_tiktoken_does(

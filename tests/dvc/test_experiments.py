@@ -15,6 +15,7 @@ def artifacts(press: Press) -> int:
     return len(list((press.root / ".vpstore" / "attestations").iterdir()))
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_copy_keeps_its_bytes_and_apply_is_noticed(press: Press) -> None:
     before, text, count = press.pointers(), press.text("pages"), artifacts(press)
     press.run("dvc", "exp", "run", "--temp", "-n", "three", "-S", THREE)

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from press_project import REPOSITORY, Press
 from safetensors.numpy import load_file
 
@@ -18,6 +19,7 @@ def section(title: str) -> str:
     return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
+@pytest.mark.slow
 def test_the_page_is_a_project_that_builds(tmp_path: Path) -> None:
     press = Press(tmp_path / "garden", tmp_path / "home")
     press.root.mkdir()

@@ -41,6 +41,7 @@ def scene(team: Team, *, groups: int, twins: int, readers: int, log: Path) -> tu
     return [old, *members], actors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "twins", "readers"),
     [

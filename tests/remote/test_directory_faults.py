@@ -288,6 +288,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 def test_memory_does_not_grow_with_the_blob(kind: str, tmp_path: Path, s3_server: S3Server) -> None:
     paths = []

@@ -56,6 +56,7 @@ def test_nothing_wrong_is_pulled(field: Field, kind: str) -> None:
     assert row.arrived + row.refused == row.tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(UPLOADS))
 def test_nothing_wrong_is_pushed(field: Field, kind: str) -> None:
     (row,) = upload_rows(field, [kind], is_short=True)
@@ -71,6 +72,7 @@ def test_the_whole_matrix(field: Field) -> None:
     assert sum(row.tried for row in rows) > 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in sorted(DOWNLOADS) if kind != "403"])
 def test_a_fault_that_passes_does_no_harm(field: Field, kind: str) -> None:
     """Met once, with nothing there before: the right bytes arrive all the same, except where the remote lies."""
@@ -131,6 +133,7 @@ def test_the_whole_object_is_not_taken_for_a_range_of_it(field: Field) -> None:
     assert field.proxy.hits == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reset", "short", "too-short", "too-long", "page", "500", "silence"])
 @pytest.mark.parametrize("times", [1, None])
 def test_a_listing_is_whole_or_an_error(field: Field, kind: str, times: int | None) -> None:

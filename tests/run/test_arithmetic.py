@@ -47,6 +47,7 @@ def test_this_processor_computes_as_those_that_made_the_golden_table() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_table_sees_another_arithmetic() -> None:
     """Negative control: other kernels, or another number of threads, and it differs."""
     other = "runtime.environment = lambda threads, was=runtime.environment: was(threads) | {'MKL_CBWR': 'AUTO'}"

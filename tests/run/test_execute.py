@@ -52,6 +52,7 @@ def test_two_processes_with_interleaved_shares_make_the_same_bytes(place: Path, 
     assert len(computed(place / "shares")) == 1 + total
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_taken_up_where_it_was_by_two_processes(place: Path, total: int) -> None:
     scratch = place / "killed"
     process = start("build", place, "killed", OBSERVED_PAUSE="0.03")

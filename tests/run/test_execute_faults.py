@@ -224,6 +224,7 @@ def test_a_number_of_workers_that_is_none_is_refused(
     assert caught.value.next_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "where"), [("nan", RecipeRefused, BAD), ("killed", VpstoreError, PLAN)], ids=["nan", "killed"]
 )

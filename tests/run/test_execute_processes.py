@@ -51,6 +51,7 @@ except VpstoreError as error:
 JOB = "Job('recipes.expand_depth', {{}}, {threads}, {{}}, {{}}, None).recipe()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "found"),
     [

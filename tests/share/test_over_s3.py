@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from damage_tools import flip
 from remote_places import S3Server
 from two_checkouts import Pair, artifact_of, configure, recipes_run, store_of, take_lock
@@ -43,6 +44,7 @@ def test_push_pull_verify_and_repair(pair: Pair, s3_server: S3Server) -> None:
     assert pair.a.json("verify", "--remote", "--all")["ok"]
 
 
+@pytest.mark.slow
 def test_only_what_changed_moves(pair: Pair, s3_server: S3Server) -> None:
     bucket = s3_server.bucket()
     for project in (pair.a, pair.b):

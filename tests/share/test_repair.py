@@ -162,6 +162,7 @@ def test_nothing_else_repairs(pair: Pair) -> None:
         assert {name: data for name, data in pair.a.listing().items() if name.startswith(".vpstore/")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_kind_of_damage_on_the_remote_is_found_and_overwritten(pair: Pair, damage: Damage) -> None:
     whole = pair.objects()

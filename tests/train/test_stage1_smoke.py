@@ -230,6 +230,7 @@ def forget_evaluations(state: TrainingState) -> None:
     state.record["evaluations"] = []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drop",
     [
@@ -304,6 +305,7 @@ def test_a_state_of_another_run_is_refused_and_says_in_what(
     assert found == named | {"config"}
 
 
+@pytest.mark.slow
 def test_a_resume_says_who_resumed(shop: Stage1Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = interrupted(shop, tmp_path / "out")
     later = {"git_sha": "f" * 40, "git_dirty": True}

@@ -127,11 +127,13 @@ def test_spiky_data_misses(damaged: Workshop) -> None:
     assert "loss_spikes" in missed(damaged, params(gates={"held_out": {"improvement": -100.0}}, **changes))
 
 
+@pytest.mark.slow
 def test_no_improvement_misses(damaged: Workshop) -> None:
     found = missed(damaged, params(gates={"held_out": {"improvement": 50.0}}))
     assert "held_out_improvement" in found
 
 
+@pytest.mark.slow
 def test_harmony_below_its_threshold_misses(damaged: Workshop) -> None:
     assert "harmony_control_token_accuracy" in missed(damaged, params(gates={"harmony": {"threshold": 1.0}}))
 
@@ -142,6 +144,7 @@ def test_sampled_answers_of_an_untrained_model_are_not_valid(damaged: Workshop) 
     assert "harmony_valid_answers = 0" in missed(damaged, params(gates={"harmony": sampled}))
 
 
+@pytest.mark.slow
 def test_harmony_without_held_out_conversations_is_not_measurable(damaged: Workshop) -> None:
     def only_prose(number: int, generator: np.random.Generator) -> tuple[list[int], list[int]]:
         ids = [*(16 + np.cumsum(generator.integers(1, 3, 40)) % 40).tolist(), 199999]

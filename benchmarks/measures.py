@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -192,10 +193,12 @@ def sharing(place: Place, sizes: Sizes) -> Iterator[Figure]:
     def forget_ours() -> None:
         remove(ours / ".vpstore")
         remove(ours / "weights")
+        os.sync()  # nobody's time shall hold what the other side left for the disk to write
 
     def forget_theirs() -> None:
         for path in (theirs / "data", theirs / ".dvc" / "cache", theirs / ".dvc" / "tmp", place.root / "site"):
             remove(path)
+        os.sync()
 
     pulls = alternate(
         {

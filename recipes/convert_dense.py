@@ -24,6 +24,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import (
     expected_tensors,
     parse_donor_config,
@@ -89,8 +90,8 @@ def check(context: Context, staged: TensorReader) -> Report:
     """Held-out loss of the staged student, against its parent's and a unigram model's."""
     params: Params = context.params
     batches = _batches(context, "valid", params.probe_tokens)
-    student = Layerwise(staged, params.model)
-    hidden = [row.x_BTH for row in student.hidden(rows_of(batches))]
+    student = Layerwise(staged, params.model, device=runtime.device())
+    hidden = [row.x_BTH for row in student.hidden(rows_of(batches, device=runtime.device()))]
     loss = mean_loss(hidden, student.head(), batches)
     unigram = unigram_loss(_batches(context, "train", params.calibration_tokens), batches, params.model.vocab_size)
     metrics = {"held_out_loss": loss, "unigram_loss": unigram, "uniform_loss": math.log(params.model.vocab_size)}
@@ -157,8 +158,8 @@ def _batches(context: Context, split: str, tokens: int) -> list[Batch]:
 def _rows(context: Context) -> Rowset:
     params: Params = context.params
     return Rowset(
-        fit=rows_of(_batches(context, "train", params.calibration_tokens)),
-        probe=rows_of(_batches(context, "valid", params.probe_tokens)),
+        fit=rows_of(_batches(context, "train", params.calibration_tokens), device=runtime.device()),
+        probe=rows_of(_batches(context, "valid", params.probe_tokens), device=runtime.device()),
     )
 
 

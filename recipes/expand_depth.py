@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from recipes import runtime
 from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import StudentConfig
@@ -105,8 +106,8 @@ def check(context: Context, staged: TensorReader) -> Report:
     rows = _held_out(context, params)
     gates = []
     for label, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        before = Layerwise(reader, parent, dtype=dtype).logits(rows)
-        after = Layerwise(staged, params.model, dtype=dtype).logits(rows)
+        before = Layerwise(reader, parent, dtype=dtype, device=runtime.device()).logits(rows)
+        after = Layerwise(staged, params.model, dtype=dtype, device=runtime.device()).logits(rows)
         gates.append(Gate(f"logits_max_abs_difference_{label}", largest_difference(before, after), "==", 0.0))
     metrics = {
         "checked_tokens": params.check_tokens,
@@ -118,4 +119,5 @@ def check(context: Context, staged: TensorReader) -> Report:
 def _held_out(context: Context, params: Params) -> list[Rows]:
     dataset = AlignedDataset(context.inputs["data"].path, "valid")
     length = min(params.check_tokens, params.model.max_sequence)
-    return rows_of(calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens))
+    batches = calibration_batches(dataset, sequence_length=length, tokens=params.check_tokens)
+    return rows_of(batches, device=runtime.device())

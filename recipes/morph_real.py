@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, Batch, calibration_batches
 from recipes.model.config import StudentConfig
@@ -76,8 +77,8 @@ def _require_same_but_attention(parent: StudentConfig, model: StudentConfig) -> 
 def _walk(context: Context, parent: StudentConfig) -> Walk:
     params: Params = context.params
     rows = Rowset(
-        fit=rows_of(_batches(context, "train", params.calibration_tokens)),
-        probe=rows_of(_batches(context, "valid", params.probe_tokens)),
+        fit=rows_of(_batches(context, "train", params.calibration_tokens), device=runtime.device()),
+        probe=rows_of(_batches(context, "valid", params.probe_tokens), device=runtime.device()),
     )
     fit = Fit(ridge=params.ridge, query_sweeps=params.query_sweeps, plane_floor=params.plane_floor)
     reader = context.inputs["parent"].tensors()
@@ -105,10 +106,10 @@ def _mean_loss(hidden: Sequence[Tensor], head_VH: Tensor, batches: Sequence[Batc
     """Mean cross-entropy over the labels that count, nats; the largest float if it is not finite."""
     hidden_NH = torch.cat([x.flatten(0, 1) for x in hidden])
     labels_N, mask_N = (
-        torch.cat([part.flatten() for part in parts])
+        torch.cat([part.flatten() for part in parts]).to(hidden_NH.device)
         for parts in ([b.labels_BT for b in batches], [b.loss_mask_BT for b in batches])
     )
-    nll_N = score_tokens(hidden_NH, head_VH, labels_N).nll_N.double()
+    nll_N = score_tokens(hidden_NH, head_VH.to(hidden_NH.device), labels_N).nll_N.double()
     loss = float((nll_N * mask_N).sum() / mask_N.sum())
     return loss if math.isfinite(loss) else sys.float_info.max
 
@@ -156,8 +157,8 @@ def check(context: Context, staged: TensorReader) -> Report:
     """Hold the staged model's held-out loss against its parent's."""
     params: Params = context.params
     batches = _batches(context, "valid", params.probe_tokens)
-    model = Layerwise(staged, params.model)
-    hidden = [row.x_BTH for row in model.hidden(rows_of(batches))]
+    model = Layerwise(staged, params.model, device=runtime.device())
+    hidden = [row.x_BTH for row in model.hidden(rows_of(batches, device=runtime.device()))]
     losses = {**figures_in(context.intermediates[LOSSES]), "real": _mean_loss(hidden, model.head(), batches)}
     increase = losses["real"] - losses["compat"]
     gate = Gate("held_out_loss_increase", increase, "<=", params.max_loss_increase)

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from recipes import runtime
 from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import MoeConfig, StudentConfig
@@ -48,21 +49,21 @@ def intermediates(context: Context) -> Sequence[Intermediate]:
 
 def _router_inputs(context: Context, done: Mapping[str, Path]) -> dict[str, Tensor]:
     """The mean over tokens of what the dense feed-forward of each layer sees, float32, by tensor name."""
-    parent = Layerwise(context.inputs["parent"].tensors(), _parent_config(context))
+    parent = Layerwise(context.inputs["parent"].tensors(), _parent_config(context), device=runtime.device())
     streams = parent.start(_calibration(context))
     means: dict[str, Tensor] = {}
     for number in range(1, parent.config.num_layers + 1):
         context.progress("router inputs", number - 1, parent.config.num_layers)
         streams, mean_D = _through(parent.layer(number), streams)
         if context.params.model.is_moe(number):
-            means[layer_tensor(number, "mlp.router.mean_input")] = mean_D
+            means[layer_tensor(number, "mlp.router.mean_input")] = mean_D.cpu()
     return means
 
 
 @torch.no_grad()
 def _through(layer: Layer, streams: Sequence[Row]) -> tuple[list[Row], Tensor]:
     """The streams after the layer, and the mean of what its feed-forward saw."""
-    moved, total, tokens = [], torch.zeros((), dtype=torch.float64), 0
+    moved, total, tokens = [], streams[0].x_BTH.new_zeros((), dtype=torch.float64), 0
     for x_BTH, state in streams:
         middle = x_BTH + layer.self_attn(layer.input_layernorm(x_BTH), state)
         seen = layer.post_attention_layernorm(middle)
@@ -240,9 +241,9 @@ class _LayerPlan:
 def check(context: Context, staged: TensorReader) -> Report:
     """Hold the logits against the parent's and the router's load against uniform."""
     params: Params = context.params
-    routed = Layerwise(staged, params.model)
+    routed = Layerwise(staged, params.model, device=runtime.device())
     rows = _rows(context, "valid", tokens=params.check_tokens, length=params.check_tokens)
-    dense = Layerwise(context.inputs["parent"].tensors(), _parent_config(context))
+    dense = Layerwise(context.inputs["parent"].tensors(), _parent_config(context), device=runtime.device())
     before, after = dense.logits(rows), routed.logits(rows)
     largest, relative = largest_difference(before, after), relative_difference(before, after)
     counts = _router_counts(routed.hidden(_calibration(context), collect=True))
@@ -271,7 +272,7 @@ def _calibration(context: Context) -> list[Rows]:
 def _rows(context: Context, split: Literal["train", "valid"], *, tokens: int, length: int) -> list[Rows]:
     limit = min(length, context.params.model.max_sequence)
     dataset = AlignedDataset(context.inputs["data"].path, split)
-    return rows_of(calibration_batches(dataset, sequence_length=limit, tokens=tokens))
+    return rows_of(calibration_batches(dataset, sequence_length=limit, tokens=tokens), device=runtime.device())
 
 
 def _router_counts(streams: Sequence[Row]) -> dict[int, Tensor]:

@@ -97,19 +97,20 @@ def pool_attention(layer: DonorLayer, student: Sequence[Row], setting: Setting) 
     )
     tensors = {
         "qkv_proj.weight": merging.fuse_qkv(q_SDH, k_GDH, v_GDH).to(_STORED),
-        "qkv_proj.bias": torch.zeros(config.qkv_rows, dtype=_STORED),
+        "qkv_proj.bias": output.new_zeros(config.qkv_rows, dtype=_STORED),
         "q_norm.weight": attention.q_norm.weight.to(_STORED),
         "k_norm.weight": attention.k_norm.weight.to(_STORED),
         "o_proj.weight": output.to(_STORED),
-        "o_proj.bias": torch.zeros(config.hidden_size, dtype=_STORED),
-        **_value_residual(setting),
+        "o_proj.bias": output.new_zeros(config.hidden_size, dtype=_STORED),
+        **_value_residual(setting, output.device),
     }
     tensors["softmax_offset"] = neutral_offsets(tensors, layer, student, setting)
     return tensors
 
 
 def _fit_projection(layer: DonorLayer, merger: Merger, streams: Streams, setting: Setting) -> dict[str, Tensor]:
-    sums = RidgeSums(setting.config.hidden_size, setting.config.qkv_rows)
+    device = layer.input_layernorm.weight.device
+    sums = RidgeSums(setting.config.hidden_size, setting.config.qkv_rows, device=device)
     for old, new in zip(streams.donor, streams.student, strict=True):
         wished = wish(layer, merger, layer.input_layernorm(old.x_BTH).flatten(0, 1))
         sums.add(layer.input_layernorm(new.x_BTH).flatten(0, 1), wished.raw_TO)
@@ -117,12 +118,12 @@ def _fit_projection(layer: DonorLayer, merger: Merger, streams: Streams, setting
     return {
         "qkv_proj.weight": weight.to(_STORED),
         "qkv_proj.bias": bias.to(_STORED),
-        **_value_residual(setting),
+        **_value_residual(setting, device),
     }
 
 
-def _value_residual(setting: Setting) -> dict[str, Tensor]:
-    return {"value_residual": torch.tensor(setting.value_residual)} if setting.number > 1 else {}
+def _value_residual(setting: Setting, device: torch.device) -> dict[str, Tensor]:
+    return {"value_residual": torch.tensor(setting.value_residual, device=device)} if setting.number > 1 else {}
 
 
 def _fit_gains(
@@ -130,7 +131,8 @@ def _fit_gains(
 ) -> dict[str, Tensor]:
     """Gains with which the normalised projections come closest to the wished queries and keys."""
     config = attention.config
-    gained = {name: torch.zeros(2, config.head_dim, dtype=torch.float64) for name in ("q_norm", "k_norm")}
+    weight = layer.input_layernorm.weight
+    gained = {name: weight.new_zeros(2, config.head_dim, dtype=torch.float64) for name in ("q_norm", "k_norm")}
     for old, new in zip(streams.donor, streams.student, strict=True):
         wished = wish(layer, merger, layer.input_layernorm(old.x_BTH).flatten(0, 1))
         q_BTSD, k_BTGD, _ = attention.project(layer.input_layernorm(new.x_BTH))
@@ -164,7 +166,7 @@ def _fit_output(
 ) -> dict[str, Tensor]:
     """Output projection and bias on the student's own patterns and values."""
     attention, config = _attention(tensors, setting), setting.config
-    sums = RidgeSums(config.num_query_heads * config.head_dim, config.hidden_size)
+    sums = RidgeSums(config.num_query_heads * config.head_dim, config.hidden_size, device=targets[0].device)
     for (x_BTH, state), target_BTH in zip(student, targets, strict=True):
         mixed = attention.attend(*attention.project(layer.input_layernorm(x_BTH)), state)
         state.shared.clear()
@@ -179,12 +181,13 @@ def _attention(tensors: Mapping[str, Tensor], setting: Setting) -> GroupedQueryA
     config = setting.config
     with torch.device("meta"):
         attention = GroupedQueryAttention(config, number=setting.number)
+    weight = tensors["qkv_proj.weight"]
     open_ones = {
-        "o_proj.weight": torch.zeros(config.hidden_size, config.num_query_heads * config.head_dim),
-        "o_proj.bias": torch.zeros(config.hidden_size),
-        "softmax_offset": torch.zeros(config.num_query_heads),
-        "q_norm.weight": torch.ones(config.head_dim),
-        "k_norm.weight": torch.ones(config.head_dim),
+        "o_proj.weight": weight.new_zeros(config.hidden_size, config.num_query_heads * config.head_dim),
+        "o_proj.bias": weight.new_zeros(config.hidden_size),
+        "softmax_offset": weight.new_zeros(config.num_query_heads),
+        "q_norm.weight": weight.new_ones(config.head_dim),
+        "k_norm.weight": weight.new_ones(config.head_dim),
     }
     return filled(
         attention, {**open_ones, **tensors}, dtype=torch.float32, where=f"attention of layer {setting.number}"

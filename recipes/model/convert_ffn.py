@@ -84,7 +84,7 @@ def fit_ffn(mlp: DonorMlp, examples: Examples, setting: FfnSetting) -> tuple[dic
         chosen, scale_N = _chosen(mlp, examples, setting)
         gate, up = mlp.gate_proj.weight[chosen], mlp.up_proj.weight[chosen]
         rows_FH = ffn.pair_rows(gate, up, scale_N[chosen]).to(_STORED)
-        first = _with_output(rows_FH, torch.zeros(setting.width), examples, setting)
+        first = _with_output(rows_FH, gate.new_zeros(setting.width), examples, setting)
     best, figures = first[0], {"r2_pairs": first[1], "r2": first[1]}
     if setting.steps:
         moved = _stepped(best, examples, setting)
@@ -101,9 +101,9 @@ def pool_ffn(mlp: DonorMlp, *, width: int) -> dict[str, Tensor]:
     chosen = ffn.select_by_norm(up, down, width)
     return {
         "fc1.weight": up[chosen].to(_STORED),
-        "fc1.bias": torch.zeros(width, dtype=_STORED),
+        "fc1.bias": up.new_zeros(width, dtype=_STORED),
         "fc2.weight": down[:, chosen].to(_STORED),
-        "fc2.bias": torch.zeros(len(down), dtype=_STORED),
+        "fc2.bias": up.new_zeros(len(down), dtype=_STORED),
     }
 
 
@@ -115,13 +115,13 @@ def features(rows_FH: Tensor, bias_F: Tensor, inputs_TH: Tensor) -> Tensor:
 def _chosen(mlp: DonorMlp, examples: Examples, setting: FfnSetting) -> tuple[list[int], Tensor]:
     """The donor's neurons, in the order of the greedy choice, and the pair scales of all neurons."""
     gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
-    spread = RidgeSums(gate.shape[1], 0)
+    spread = RidgeSums(gate.shape[1], 0, device=gate.device)
     spread.add(examples.inputs_TH, examples.inputs_TH[:, :0])
     covariance_HH = spread.covariance()[0]
     energy = [torch.einsum("nh,hk,nk->n", w.double(), covariance_HH, w.double()).clamp(min=0) for w in (gate, up)]
     std = [square_root(energy_N) for energy_N in energy]
     scale_N = ffn.pair_scales(*std, share=setting.pair_scale).to(gate.dtype)
-    sums = RidgeSums(len(gate), gate.shape[1])
+    sums = RidgeSums(len(gate), gate.shape[1], device=gate.device)
     for x_TH, y_TH, weight_T in examples.parts():
         sums.add(ffn.pair_features(F.linear(x_TH, gate), F.linear(x_TH, up), scale_N), y_TH, weight_T)
     return ffn.select_greedily(*sums.covariance(), setting.width // 2), scale_N
@@ -132,7 +132,7 @@ def _with_output(
 ) -> tuple[dict[str, Tensor], float]:
     """These input rows with the output fitted to them, and how well that does."""
     rows_FH, bias_F = rows_FH.to(_STORED), bias_F.to(_STORED)
-    sums = RidgeSums(setting.width, rows_FH.shape[1])
+    sums = RidgeSums(setting.width, rows_FH.shape[1], device=rows_FH.device)
     for x_TH, y_TH, weight_T in examples.parts():
         sums.add(features(rows_FH, bias_F, x_TH), y_TH, weight_T)
     weight, bias = (value.to(_STORED) for value in sums.solve(ridge=setting.ridge))
@@ -149,7 +149,7 @@ def _stepped(start: dict[str, Tensor], examples: Examples, setting: FfnSetting) 
     energy = float(targets_TH.square().mean()) or 1.0
     for step in range(setting.steps):
         rate = setting.learning_rate * (1 - step / setting.steps)
-        batch_T = torch.randint(len(inputs_TH), (setting.step_tokens,), generator=generator)
+        batch_T = torch.randint(len(inputs_TH), (setting.step_tokens,), generator=generator).to(inputs_TH.device)
         got = F.linear(features(moving[0], moving[1], inputs_TH[batch_T]), moving[2], moving[3])
         error_T = (got - targets_TH[batch_T]).square().mean(1)
         loss = (error_T * weight_T[batch_T].float()).mean() / energy

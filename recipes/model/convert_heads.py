@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -77,10 +78,11 @@ def look(layer: DonorLayer, rows: Sequence[DonorRow]) -> Seen:
     """Moments and outputs of the donor's attention."""
     attention, config = layer.self_attn, layer.self_attn.config
     heads, planes = config.num_key_value_heads, config.head_dim // 2
-    inputs = RidgeSums(config.hidden_size, 0)
-    moments_PJJ = torch.zeros(planes, heads, heads, dtype=torch.complex128)
-    energy_JP = torch.zeros(heads, planes, dtype=torch.float64)
-    distance_N, tokens = torch.zeros(config.num_attention_heads, dtype=torch.float64), 0
+    weight = attention.o_proj.weight
+    inputs = RidgeSums(config.hidden_size, 0, device=weight.device)
+    moments_PJJ = weight.new_zeros(planes, heads, heads, dtype=torch.complex128)
+    energy_JP = weight.new_zeros(heads, planes, dtype=torch.float64)
+    distance_N, tokens = weight.new_zeros(config.num_attention_heads, dtype=torch.float64), 0
     outputs = []
     for x_BTH, state in rows:
         x_BTH = layer.input_layernorm(x_BTH)
@@ -154,7 +156,7 @@ def _keys(layer: DonorLayer, merger: Merger, x_TH: Tensor) -> tuple[Tensor, Tens
     attention, config = layer.self_attn, layer.self_attn.config
     raw_TJD = torch.unflatten(attention.k_proj(x_TH), -1, (-1, config.head_dim))
     groups = len(merger.keys)
-    members = torch.unflatten(torch.tensor(merger.order), 0, (groups, -1))
+    members = torch.unflatten(torch.tensor(merger.order, device=x_TH.device), 0, (groups, -1))
     z_TJP = to_planes(attention.k_norm(raw_TJD))
     merged = [
         torch.einsum("tjp,jp->tp", z_TJP[:, half], keys.encode_JP.to(torch.complex64))
@@ -177,7 +179,8 @@ def wish(layer: DonorLayer, merger: Merger, x_TH: Tensor) -> Wish:
     """What the fused projection should give where the donor has the normalised stream x."""
     attention = layer.self_attn
     q_TSCD, size_TSC = _queries(layer, merger, x_TH)
-    heads, follows = torch.arange(len(merger.order)), torch.tensor(merger.follows)
+    heads = torch.arange(len(merger.order), device=x_TH.device)
+    follows = torch.tensor(merger.follows, device=x_TH.device)
     q_TSD, q_size_TS = q_TSCD[:, heads, follows], size_TSC[:, heads, follows]
     k_TGD, k_size_TG = _keys(layer, merger, x_TH)
     q_raw = q_TSD * q_size_TS[..., None] / _divisor(attention.q_norm.weight)
@@ -197,7 +200,8 @@ def followed(layer: DonorLayer, merger: Merger, rows: Sequence[DonorRow]) -> tup
     attention, config = layer.self_attn, layer.self_attn.config
     heads, width = len(merger.order), config.head_dim
     pairs_SHX = _pair_outputs(layer, merger)
-    sums = [[RidgeSums(width, config.hidden_size) for _ in range(CANDIDATES)] for _ in range(heads)]
+    empty = partial(RidgeSums, width, config.hidden_size, device=pairs_SHX.device)
+    sums = [[empty() for _ in range(CANDIDATES)] for _ in range(heads)]
     for x_BTH, state in rows:
         x_BTH = layer.input_layernorm(x_BTH)
         shape = x_BTH.shape[:2]
@@ -212,7 +216,7 @@ def followed(layer: DonorLayer, merger: Merger, rows: Sequence[DonorRow]) -> tup
             mixed_TSD = torch.unflatten(attention.attend(q_BTSD, k, v, state).flatten(0, 1), -1, (heads, width))
             for head, donor_head in enumerate(merger.order):
                 sums[head][candidate].add(mixed_TSD[:, head], own_TJE[:, donor_head] @ pairs_SHX[head].T)
-    scores = torch.tensor([[s.explained(*s.solve(ridge=1e-4)) for s in row] for row in sums])
+    scores = torch.tensor([[s.explained(*s.solve(ridge=1e-4)) for s in row] for row in sums], device="cpu")
     return tuple(scores.argmax(1).tolist())
 
 

@@ -28,7 +28,8 @@ def mean_loss(hidden: Sequence[Tensor], head_VH: Tensor, batches: Sequence[Batch
     """Mean cross-entropy over the labels that count, nats a token."""
     total, weight = 0.0, 0.0
     for x_BTH, batch in zip(hidden, batches, strict=True):
-        x_NH, labels_N, mask_N = x_BTH.flatten(0, 1), batch.labels_BT.flatten(), batch.loss_mask_BT.flatten()
+        x_NH = x_BTH.flatten(0, 1)
+        labels_N, mask_N = (part.flatten().to(x_NH.device) for part in (batch.labels_BT, batch.loss_mask_BT))
         for start in range(0, len(x_NH), _CHUNK):
             part = slice(start, start + _CHUNK)
             loss_N = F.cross_entropy(F.linear(x_NH[part], head_VH).float(), labels_N[part], reduction="none")

@@ -74,7 +74,7 @@ class Walk(TwoStreams[DonorRow]):
         old, knobs, count = self._donor_layer(number), self._knobs, len(self._rows.fit)
         fit = Streams(self._old[:count], self._new[:count], knobs.drift)
         prefix = layer_tensor(number, "")
-        tensors = {name: self._reader.read(prefix + name).to(torch.bfloat16) for name in _NORMS}
+        tensors = {name: self._read(prefix + name).to(torch.bfloat16) for name in _NORMS}
         if knobs.is_fitted:
             attention, figures = fit_attention(old, fit, knobs.setting(number))
         else:
@@ -124,7 +124,7 @@ class Walk(TwoStreams[DonorRow]):
         self._ahead = {}
         with torch.device("meta"):
             donor, student = Donor(self._donor.model_copy(update={"num_hidden_layers": 0})), Student(self._knobs.config)
-        table: dict[str, Tensor] = {"weight": self._reader.read(EMBEDDING)}
+        table: dict[str, Tensor] = {"weight": self._read(EMBEDDING)}
         for embedding in (donor.model.embed_tokens, student.model.embed_tokens):
             filled(embedding, table, dtype=torch.float32, where=EMBEDDING)
         rows = self._rows.all()
@@ -136,15 +136,19 @@ class Walk(TwoStreams[DonorRow]):
         self._ahead = {}
         layer = self._donor_layer(number)
         old = [DonorRow(layer(x, state), state) for x, state in self._old]
-        return old, advance(layer_of(tensors_in(done[step_name(number)]), self._knobs.config, number=number), self._new)
+        built = tensors_in(done[step_name(number)], device=self._rows.device)
+        return old, advance(layer_of(built, self._knobs.config, number=number), self._new)
 
     def _donor_layer(self, number: int) -> DonorLayer:
         with torch.device("meta"):
             layer = DonorLayer(self._donor)
         prefix = layer_tensor(number, "")
         names = [name for name in self._reader.names() if name.startswith(prefix)]
-        tensors = {name.removeprefix(prefix): self._reader.read(name) for name in names}
+        tensors = {name.removeprefix(prefix): self._read(name) for name in names}
         return filled(layer, tensors, dtype=torch.float32, where=f"donor layer {number}")
+
+    def _read(self, name: str) -> Tensor:
+        return self._reader.read(name).to(self._rows.device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ loads whole models with recipes.checkpoint instead.
 
 Invariants: the modules and the order of operations are those of `Student`, so logits are the same bits; one layer's
 weights are held at a time; they are read in their stored dtype and cast to the compute dtype, pinned ones to float32.
+Weights go to the device that is asked for; the rows must be there already.
 
 Shapes: B batch, T tokens, H hidden, V vocabulary.
 
@@ -35,9 +36,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 Rows = tuple[Tensor, Tensor | None]  # ids [B, T], documents [B, T]
 
 
-def rows_of(batches: Sequence[Batch]) -> list[Rows]:
-    """What a model reads of each batch."""
-    return [(batch.ids_BT, batch.documents_BT) for batch in batches]
+def rows_of(batches: Sequence[Batch], *, device: torch.device | str = "cpu") -> list[Rows]:
+    """What a model reads of each batch, on the device."""
+    return [(batch.ids_BT.to(device), batch.documents_BT.to(device)) for batch in batches]
 
 
 class Row(NamedTuple):
@@ -67,18 +68,25 @@ def filled(module: _Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype
 class Layerwise:
     """Walks a checkpoint; see the module's invariants."""
 
-    def __init__(self, reader: TensorReader, config: StudentConfig, *, dtype: torch.dtype = torch.float32) -> None:
-        self.reader, self.config, self.dtype = reader, config, dtype
+    def __init__(
+        self,
+        reader: TensorReader,
+        config: StudentConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.reader, self.config, self.dtype, self.device = reader, config, dtype, device
 
     def start(self, rows: Sequence[Rows], *, collect: bool = False) -> list[Row]:
         """Embedded tokens and fresh states, one for each batch."""
         with torch.device("meta"):
             student = Student(self.config)
         # Rows are cast after they are looked up: the whole table in float32 would be by far the largest thing here.
-        table_VH = self.reader.read(EMBEDDING)
+        table_VH = self._read(EMBEDDING)
         filled(student.model.embed_tokens, {"weight": table_VH}, dtype=table_VH.dtype, where=EMBEDDING)
         if student.model.grape is not None:
-            filled(student.model.grape, {"log_freq": self.reader.read(LOG_FREQ)}, dtype=self.dtype, where=LOG_FREQ)
+            filled(student.model.grape, {"log_freq": self._read(LOG_FREQ)}, dtype=self.dtype, where=LOG_FREQ)
         with torch.no_grad():
             started = [student.start(ids, documents, collect=collect) for ids, documents in rows]
         return [Row(x_BTH.to(self.dtype), state) for x_BTH, state in started]
@@ -87,7 +95,7 @@ class Layerwise:
         """The block of 1-based `number`, freshly read."""
         prefix = layer_tensor(number, "")
         names = [name for name in self.reader.names() if name.startswith(prefix)]
-        tensors = {name.removeprefix(prefix): self.reader.read(name) for name in names}
+        tensors = {name.removeprefix(prefix): self._read(name) for name in names}
         return layer_of(tensors, self.config, number=number, dtype=self.dtype)
 
     def hidden(self, rows: Sequence[Rows], *, collect: bool = False) -> list[Row]:
@@ -101,18 +109,21 @@ class Layerwise:
         """The final norm."""
         with torch.device("meta"):
             norm = RmsNorm(self.config.hidden_size, eps=self.config.norm_eps)
-        filled(norm, {"weight": self.reader.read(FINAL_NORM)}, dtype=self.dtype, where=FINAL_NORM)
+        filled(norm, {"weight": self._read(FINAL_NORM)}, dtype=self.dtype, where=FINAL_NORM)
         with torch.no_grad():
             return [Row(norm(x), state) for x, state in streams]
 
     def head(self) -> Tensor:
         """The output matrix [V, H] in the compute dtype."""
-        return self.reader.read(HEAD).to(self.dtype)
+        return self._read(HEAD).to(self.dtype)
 
     def logits(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Logits [B, T, V] of each batch."""
         head_VH = self.head()
         return [F.linear(x, head_VH) for x, _ in self.hidden(rows)]
+
+    def _read(self, name: str) -> Tensor:
+        return self.reader.read(name).to(self.device)
 
 
 def layer_of(

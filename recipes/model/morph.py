@@ -138,7 +138,7 @@ def morph_global(
     groups, width = config.num_kv_heads, config.head_dim
     mass_QO = _offset_masses(old, streams)
     order = order_by_distance(mean_distance(mass_QO), groups=groups)
-    frequency = rope_frequencies(width, base=config.rope_base)
+    frequency = rope_frequencies(width, base=config.rope_base).to(mass_QO.device)
     q_gain, k_gain = split_gains(plane_gains(mass_QO.sum(dim=0), frequency), floor=fit.plane_floor)
     tensors = _attention_tensors(old)
     for name in ("self_attn.qkv_proj.weight", "self_attn.qkv_proj.bias"):
@@ -158,10 +158,11 @@ def morph_global(
 def _offset_masses(layer: Layer, streams: Sequence[Row]) -> Tensor:
     """Attention mass by head and distance, float64 [Q, O]."""
     longest = max(x.shape[1] for x, _ in streams)
-    total = torch.zeros((layer.self_attn.config.num_query_heads, longest), dtype=torch.float64)
+    sink_Q = layer.self_attn.softmax_offset
+    total = torch.zeros((len(sink_Q), longest), dtype=torch.float64, device=sink_Q.device)
     for x_BTH, state in streams:
         tokens = x_BTH.shape[1]
-        index = torch.arange(tokens)
+        index = torch.arange(tokens, device=total.device)
         offset_BTT = (index[:, None] - index).expand(x_BTH.shape[0], -1, -1)
         total[:, :tokens] += offset_mass(attention_pattern(layer, x_BTH, state), offset_BTT, offsets=tokens)
     return total
@@ -176,7 +177,7 @@ def attention_pattern(layer: Layer, x_BTH: Tensor, state: Stream) -> Tensor:
         q, k = rotate(q, state.rotary), rotate(k, state.rotary)
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = torch.einsum("bind,bjnd->bnij", q, k) / q.shape[-1] ** 0.5
-    index = torch.arange(x_BTH.shape[1])
+    index = torch.arange(x_BTH.shape[1], device=x_BTH.device)
     visible = visible_keys(index, index, window=None)[None]
     if state.run_BT is not None:
         visible = visible & (state.run_BT[:, :, None] == state.run_BT[:, None, :])
@@ -213,7 +214,7 @@ def refit_output(layer: Layer, streams: Sequence[Row], targets: Sequence[Tensor]
     """
     attention = layer.self_attn
     start_HC = attention.o_proj.weight.double()
-    sums = RidgeSums(start_HC.shape[1], start_HC.shape[0])
+    sums = RidgeSums(start_HC.shape[1], start_HC.shape[0], device=start_HC.device)
     for (x_BTH, state), target_BTH in zip(streams, targets, strict=True):
         mixed = attention.attend(*attention.project(layer.input_layernorm(x_BTH)), state).flatten(0, 1).double()
         sums.add(mixed, target_BTH.flatten(0, 1).double() - mixed @ start_HC.T)

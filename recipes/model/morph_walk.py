@@ -28,7 +28,7 @@ from recipes.model.layerwise import Layerwise, Row, advance, layer_of
 from recipes.model.morph import Fit, morph_global, morph_local, raw_heads, refit_output
 from recipes.model.transformer import Layer
 from recipes.model.walk import Rowset, TwoStreams, tensors_in, with_figures
-from recipes.tensors import TensorReader, read_safetensors
+from recipes.tensors import TensorReader
 
 Phase = Literal["local", "global"]
 
@@ -77,7 +77,7 @@ class Walk(TwoStreams[Row]):
 
     def __init__(self, reader: TensorReader, modes: Modes, rows: Rowset, knobs: Knobs) -> None:
         super().__init__()
-        self._parent = Layerwise(reader, modes.compat)
+        self._parent = Layerwise(reader, modes.compat, device=rows.device)
         self._modes, self._rows, self._knobs = modes, rows, knobs
         self._phase: Phase | None = None
 
@@ -140,7 +140,7 @@ class Walk(TwoStreams[Row]):
     def _earlier(self, number: int, done: Mapping[str, Path]) -> dict[str, Tensor]:
         """What the finished steps have rebuilt of a layer."""
         files = layer_tensors(number, done)
-        contents = {path: read_safetensors(path) for path in set(files.values())}
+        contents = {path: tensors_in(path, device=self._rows.device) for path in set(files.values())}
         return {name: contents[path][name] for name, path in files.items()}
 
     def _layer(self, number: int, attention: Mapping[str, Tensor]) -> Layer:

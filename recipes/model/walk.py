@@ -5,7 +5,8 @@ one intermediate for each step. A step is given the files of the steps before it
 with them: without interruption that is one layer, after one it is the layers since the start.
 
 Invariants: both streams run side by side over the same rows; a step's result depends on the files before it only, not
-on what is in memory; in a file, figures stand under a prefix beside the tensors of the layer.
+on what is in memory; in a file, figures stand under a prefix beside the tensors of the layer. What a step computes with
+lies where the rows lie; what it returns lies on the CPU.
 
 Example:
     class Walk(TwoStreams[DonorRow]): ...
@@ -41,15 +42,22 @@ class Rowset:
         """The fit rows first."""
         return [*self.fit, *self.probe]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows lie."""
+        return self.all()[0][0].device
+
 
 def with_figures(tensors: Mapping[str, Tensor], figures: Mapping[str, float]) -> dict[str, Tensor]:
-    """What the file of a step holds: the tensors, and the figures as float64 scalars."""
-    return {**tensors, **{_FIGURE + name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}}
+    """What the file of a step holds: the tensors, and the figures as float64 scalars, all on the CPU."""
+    scalars = {_FIGURE + key: torch.tensor(figures[key], dtype=torch.float64, device="cpu") for key in figures}
+    return {**{name: value.cpu() for name, value in tensors.items()}, **scalars}
 
 
-def tensors_in(path: Path) -> dict[str, Tensor]:
+def tensors_in(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of a step's file, without its figures."""
-    return {name: value for name, value in read_safetensors(path).items() if not name.startswith(_FIGURE)}
+    stored = read_safetensors(path)
+    return {name: value.to(device) for name, value in stored.items() if not name.startswith(_FIGURE)}
 
 
 def figures_in(path: Path) -> dict[str, float]:

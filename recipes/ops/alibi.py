@@ -28,7 +28,7 @@ def offset_mass(pattern_BHTT: Tensor, offset_BTT: Tensor, *, offsets: int) -> Te
     heads = pattern_BHTT.shape[1]
     inside = (offset_BTT >= 0) & (offset_BTT < offsets)
     index = offset_BTT[inside]
-    mass_HO = torch.zeros((heads, offsets), dtype=torch.float64)
+    mass_HO = torch.zeros((heads, offsets), dtype=torch.float64, device=pattern_BHTT.device)
     for head in range(heads):
         mass_HO[head].index_add_(0, index, pattern_BHTT[:, head][inside].double())
     return mass_HO
@@ -40,7 +40,7 @@ def mean_distance(mass_HO: Tensor) -> Tensor:
     Args:    mass_HO: [h, O], from `offset_mass`.
     Returns: float64 [h]; 0 for a head without mass.
     """
-    offsets_O = torch.arange(mass_HO.shape[1], dtype=torch.float64)
+    offsets_O = torch.arange(mass_HO.shape[1], dtype=torch.float64, device=mass_HO.device)
     total_H = mass_HO.sum(dim=1)
     return (mass_HO @ offsets_O) / torch.where(total_H > 0, total_H, torch.ones_like(total_H))
 
@@ -54,7 +54,7 @@ def plane_gains(mass_O: Tensor, freq_f: Tensor) -> Tensor:
     Returns: float64 [f] in [-1, 1].
     """
     weight_O = mass_O.double() / mass_O.double().sum()
-    offsets_O = torch.arange(mass_O.shape[0], dtype=torch.float64)
+    offsets_O = torch.arange(mass_O.shape[0], dtype=torch.float64, device=mass_O.device)
     return torch.cos(torch.outer(freq_f.double(), offsets_O)) @ weight_O
 
 

@@ -153,9 +153,9 @@ def merge_values(weight_JDH: Tensor, gains_JDD: Tensor, covariance_HH: Tensor) -
     factors_NH = value_factors(weight, gains_JDD, covariance_HH).flatten(0, 1)
     left_NR, singular_R, _ = torch.linalg.svd(factors_NH, full_matrices=False)
     kept = min(width, len(singular_R))
-    basis_ND = torch.zeros(heads * width, width, dtype=torch.float64)
+    basis_ND = weight.new_zeros(heads * width, width)
     basis_ND[:, :kept] = ruled_signs(left_NR[:, :kept])
-    turned_ND = basis_ND @ hadamard(width)
+    turned_ND = basis_ND @ hadamard(width, device=basis_ND.device)
     merged_DH = turned_ND.T @ (gain_JDD @ weight).flatten(0, 1)
     energy = torch.einsum("dh,hk,dk->", merged_DH, covariance_HH.double(), merged_DH)
     wanted = torch.einsum("jdh,hk,jdk->", weight, covariance_HH.double(), weight) / heads

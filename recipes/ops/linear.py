@@ -154,7 +154,7 @@ def symmetric_root(matrix_NN: Tensor, *, cutoff: float = 1e-12) -> tuple[Tensor,
     return (vectors_NN * root_N[..., None, :]) @ vectors_NN.mT, (vectors_NN * inverse_N[..., None, :]) @ vectors_NN.mT
 
 
-def hadamard(size: int) -> Tensor:
+def hadamard(size: int, *, device: torch.device | str = "cpu") -> Tensor:
     """An orthogonal matrix whose entries all have the same magnitude (Sylvester's construction).
 
     Returns: float64 [size, size], symmetric.
@@ -162,7 +162,7 @@ def hadamard(size: int) -> Tensor:
     """
     if size < 1 or size & (size - 1):
         raise ShapeMismatch("a Hadamard matrix of this size is not built", expected="a power of two", found=str(size))
-    matrix = torch.ones(1, 1, dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64, device=device)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix.div(size**0.5)

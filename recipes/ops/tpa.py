@@ -80,7 +80,7 @@ def constant_factors(w_D: Tensor, heads_NdD: Tensor, bias_Nd: Tensor) -> Factors
     """
     w, bias = w_D.double(), bias_Nd.double() / 2
     heads = heads_NdD.shape[0]
-    a_NRD = torch.eye(heads, dtype=torch.float64)[:, :, None] * w
+    a_NRD = torch.eye(heads, dtype=torch.float64, device=w.device)[:, :, None] * w
     return Factors(a_NRD, heads_NdD.double() + bias[:, :, None] * w, bias)
 
 
@@ -91,7 +91,7 @@ def fitted_factors(w_D: Tensor, x_TD: Tensor, target_TNd: Tensor, *, start_NdD: 
     Returns: the bias carries the mean of what is left.
     """
     linear_NdD, mean_D = _fit_scaled(w_D, x_TD, target_TNd, start_NdD=start_NdD, ridge=ridge)
-    a_NRD = torch.eye(linear_NdD.shape[0], dtype=torch.float64)[:, :, None] * w_D.double()
+    a_NRD = torch.eye(len(linear_NdD), dtype=torch.float64, device=w_D.device)[:, :, None] * w_D.double()
     bias_Nd = target_TNd.double().mean(dim=0) - linear_NdD @ mean_D
     return Factors(a_NRD, linear_NdD, bias_Nd)
 
@@ -157,7 +157,7 @@ def _sweep_b(factors: Factors, x: Tensor, target: Tensor, weight: Tensor, *, rid
     heads, rank, width = factors.a_NRD.shape
     a_TNR = torch.einsum("tj,nrj->tnr", x, factors.a_NRD)
     size = rank * width
-    gram = torch.zeros((size + heads, size + heads), dtype=torch.float64)
+    gram = x.new_zeros((size + heads, size + heads))
     cross_TNR = weight[:, :, None] * a_TNR
     for r in range(rank):
         rows = slice(r * width, (r + 1) * width)
@@ -207,7 +207,7 @@ def _fit_scaled(
     features = _scaled(w_D, x_TD)
     heads, width = target_TNd.shape[1:]
     start = start_NdD.double().flatten(0, 1)
-    sums = RidgeSums(features.shape[1], heads * width)
+    sums = RidgeSums(features.shape[1], heads * width, device=features.device)
     sums.add(features, target_TNd.double().flatten(1) - features @ start.T)
     change, _ = sums.solve(ridge=ridge)
     return (start + change).reshape(heads, width, -1), sums.input_mean

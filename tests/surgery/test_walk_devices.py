@@ -1,0 +1,122 @@
+"""The walks compute where their rows lie: each tensor they make names its device, a GPU gives what the CPU gives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import convert_pico
+import pytest
+import torch
+from surgery_pico import Built, Workshop, build, pico_config, random_tensors
+from test_moe_recipe import params as moe_params
+from test_morph_recipe import PARENT, params
+from torch.overrides import TorchFunctionMode
+
+from recipes import convert_dense, morph_real, runtime, upcycle_moe
+from recipes.recipe import Context
+from recipes.tensors import write_safetensors
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = tuple(str(ROOT / "recipes" / name) for name in ("model", "ops"))
+FACTORIES = {
+    getattr(torch, name)
+    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+}
+
+
+class Watch(TorchFunctionMode):
+    """Notes each tensor that the walks' modules make without saying where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.homeless: set[str] = set()
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if function in FACTORIES:
+            caller = sys._getframe(1)
+            if caller.f_code.co_filename.startswith(PLACES):
+                self.seen += 1
+                if "device" not in keywords:
+                    self.homeless.add(f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}")
+        return function(*arguments, **keywords)
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory: pytest.TempPathFactory) -> convert_pico.Bench:
+    return convert_pico.Bench.make(tmp_path_factory.mktemp("devices") / "bench", convert_pico.trained_donor(steps=5))
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop.make(tmp_path_factory.mktemp("devices") / "morph", PARENT, random_tensors(PARENT))
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    config = pico_config(attention="tpa")
+    return Workshop.make(tmp_path_factory.mktemp("devices") / "moe", config, random_tensors(config))
+
+
+def contexts(name: str, request: pytest.FixtureRequest, scratch: str) -> tuple[ModuleType, Context]:
+    match name:
+        case "morph":
+            return morph_real, request.getfixturevalue("students").context(params(), scratch)
+        case "upcycle":
+            return upcycle_moe, request.getfixturevalue("grown").context(moe_params(), scratch)
+    method = {"fitted": {"ffn_steps": 5}, "pooled": {}}[name]
+    chosen = convert_pico.pico_params(method=name, max_loss_over_unigram=1e9, **method)
+    return convert_dense, request.getfixturevalue("donors").context(chosen, f"{name}-{scratch}")
+
+
+NAMES = ("fitted", "pooled", "morph", "upcycle")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_is_made_on_a_named_device(name: str, request: pytest.FixtureRequest) -> None:
+    recipe, context = contexts(name, request, "watched")
+    done: dict[str, Path] = {}
+    with Watch() as watch:
+        for step in recipe.intermediates(context):
+            path = context.scratch / f"{step.name}.safetensors"
+            write_safetensors(path, step.compute(dict(done)))
+            done[step.name] = path
+    assert watch.seen
+    assert watch.homeless == set()
+
+
+def test_a_tensor_without_a_device_is_noticed() -> None:
+    source = "def make(torch): torch.zeros(2), torch.ones(1, device='cpu')"
+    place = str(Path(PLACES[0]) / "nowhere.py")
+    scope: dict[str, Any] = {}
+    exec(compile(source, place, "exec"), scope)
+    with Watch() as watch:
+        scope["make"](torch)
+    assert (watch.seen, watch.homeless) == (2, {"nowhere.py:1"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_what_the_cpu_gives(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv(runtime.DEVICE_VARIABLE, device)
+        recipe, context = contexts(name, request, device)
+        found[device] = build(recipe, context)
+    assert close(found["cpu"], found["cuda"])
+
+
+def close(one: Built, other: Built) -> bool:
+    """Every tensor within some roundings of bfloat16, and the same gates passed."""
+    gaps = []
+    for name in one.staged.names():
+        a, b = one.staged.read(name).double(), other.staged.read(name).double()
+        gaps.append(float((a - b).norm() / a.norm().clamp(min=1e-9)))
+    return max(gaps) < 0.05

@@ -77,6 +77,10 @@ _AMOUNTS: dict[str, Any] = {
     },
     "vpMoE": {"real": {"upcycle": {"calibration_tokens": 4096, "check_tokens": 64}}},
 }  # fmt: skip
+# What an object's own configuration says a profile may not say, too: these are changed there.
+_OBJECTS: dict[str, dict[str, Any]] = {
+    "configs/upcycle/vpMoE-real.toml": {"upcycle": {"min_router_entropy": 0.0, "max_expert_load": 1.0}},
+}
 
 _FITS = {"sequence_length": 512, "calibration_tokens": 1024, "probe_tokens": 512}
 _QUICK: dict[str, Any] = {  # the shapes stay; OMP sees a small dictionary, and the fits a thousand tokens
@@ -108,8 +112,12 @@ class Place:
 
     def prepare(self) -> None:
         """Copy the sources, make the donors, write the profile."""
-        ignored = shutil.ignore_patterns(".git", ".venv", ".vpstore", "weights", "runs", "__pycache__", ".probe")
+        ignored = shutil.ignore_patterns(".git", ".venv", ".vpstore", "weights", "runs", "__pycache__")
         shutil.copytree(REPOSITORY, self.project, ignore=ignored, dirs_exist_ok=True)
+        for name, changes in _OBJECTS.items():
+            path = self.project / name
+            document = merged(tomllib.loads(path.read_text(encoding="utf-8")), changes)
+            path.write_text(tomlkit.dumps(document), encoding="utf-8")
         text = (self.project / "configs/profiles/upcycle.toml").read_text(encoding="utf-8")
         profile = merged(tomllib.loads(text), {"params": self.amounts})
         for name in ("qwen3-0_6B", "gpt-oss-20b"):

@@ -47,6 +47,8 @@ class Scene(NamedTuple):
     prepare: Callable[[Project], None]
     checks: tuple[tuple[str, ...], ...]
     calls: tuple[str, ...]  # those that it makes
+    # What `resolve` may end with before the retry; empty: not asked, as the scene begins with something lost.
+    meanwhile: tuple[int, ...] = ()
 
 
 _WHOLE = (("verify", "--all"), ("resolve", "plant", "--full"))
@@ -94,11 +96,14 @@ def _damage(project: Project) -> None:
 
 
 SCENES = {
-    "build": Scene(("build", "plant@sprout", "plant@bloom"), _edit, _WHOLE, ("fsync", "rename", "unlink", "write")),
-    "pointer": Scene(("build", "plant@bloom"), _lose_pointer, _WHOLE, ("fsync", "rename", "write")),
+    "build": Scene(
+        ("build", "plant@sprout", "plant@bloom"), _edit, _WHOLE, ("fsync", "rename", "unlink", "write"), (0,)
+    ),
+    # Without its pointer a ref leads nowhere, and says so: 11.
+    "pointer": Scene(("build", "plant@bloom"), _lose_pointer, _WHOLE, ("fsync", "rename", "write"), (0, 11)),
     "push": Scene(("push", "-j", "1"), _configure, (*_WHOLE, ("verify", "--remote", "--all")), ("fsync", "rename")),
     "pull": Scene(("pull", "-j", "1"), _clone, _WHOLE, ("fsync", "rename", "unlink", "write")),
-    "gc": Scene(("gc", "--grace", "0"), _abandon, _WHOLE, ("unlink", "fsync")),
+    "gc": Scene(("gc", "--grace", "0"), _abandon, _WHOLE, ("unlink", "fsync"), (0,)),
     "repair": Scene(("repair", "-j", "1", "--from-store", "healthy"), _damage, _WHOLE, ("link", "fsync", "rename")),
 }
 SHORT = (
@@ -157,8 +162,8 @@ def inject(project: Project, injection: Injection) -> list[str]:
         wrong.append(f"exit {done.returncode}: {done.stderr.strip()[:200]}")
     if done.returncode in (1, 16) and "  next " not in done.stderr and "Traceback" not in done.stderr:
         wrong.append(f"no next step: {done.stderr.strip()[:200]}")
-    if injection.scene in ("build", "pointer", "gc"):  # the others begin with what is damaged or not there
-        wrong += [f"afterwards: {line}" for line in _look(project, _WHOLE, is_lie=is_lie)]
+    if scene.meanwhile:
+        wrong += [f"afterwards: {line}" for line in _look(project, _WHOLE, is_lie=is_lie, codes=scene.meanwhile)]
     project.run(*scene.command)
     if injection.scene == "build":
         project.run("build", "--all")
@@ -173,23 +178,25 @@ def _traced(project: Project, command: tuple[str, ...], trace: Path, *terms: str
     )  # fmt: skip
 
 
-def _look(project: Project, checks: tuple[tuple[str, ...], ...], *, is_lie: bool) -> list[str]:
+def _look(
+    project: Project, checks: tuple[tuple[str, ...], ...], *, is_lie: bool, codes: tuple[int, ...] = (0,)
+) -> list[str]:
     """Every check ends well; after a lie verify may find what resolve then must refuse."""
     first, *rest = checks
     faults = complaints(project, *first)
     if faults and not is_lie:
         return faults
-    return [] if is_lie and faults else [line for check in rest for line in complaints(project, *check)]
+    return [] if is_lie and faults else [line for check in rest for line in complaints(project, *check, codes=codes)]
 
 
-def complaints(project: Project, *arguments: str) -> list[str]:
-    """A command's complaints; none if it ends well."""
+def complaints(project: Project, *arguments: str, codes: tuple[int, ...] = (0,)) -> list[str]:
+    """A command's complaints; none if it ends with one of these codes."""
     for code in (0, 3, 10, 11, 12, 13, 14):
         try:
             done = project.run(*arguments, code=code)
         except AssertionError:
             continue
-        return [] if code == 0 else [f"exit {code}: {(done.stdout + done.stderr)[:300]}"]
+        return [] if code in codes else [f"exit {code}: {(done.stdout + done.stderr)[:300]}"]
     return [f"{arguments} ended with a code that is not documented"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,13 +111,26 @@ def test_a_gpu_gives_what_the_cpu_gives(
         monkeypatch.setenv(runtime.DEVICE_VARIABLE, device)
         recipe, context = contexts(name, request, device)
         found[device] = build(recipe, context)
-    assert close(found["cpu"], found["cuda"])
+    assert figures(found["cuda"]) == pytest.approx(figures(found["cpu"]), rel=0.03, abs=0.03)
+    if name != "fitted":  # there one other neuron of two that are as good makes another matrix
+        assert largest_gap(found["cpu"], found["cuda"]) < 0.05
 
 
-def close(one: Built, other: Built) -> bool:
-    """Every tensor within some roundings of bfloat16, and the same gates passed."""
-    gaps = []
-    for name in one.staged.names():
-        a, b = one.staged.read(name).double(), other.staged.read(name).double()
-        gaps.append(float((a - b).norm() / a.norm().clamp(min=1e-9)))
-    return max(gaps) < 0.05
+def figures(built: Built) -> dict[str, float]:
+    """Every number that the recipe measured."""
+    reports = [report.metrics for report in (built.plan.report, built.report) if report is not None]
+    return dict(row for metrics in reports for row in numbers(metrics, ""))
+
+
+def numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{name}/{key}")
+    elif isinstance(value, (int, float)):
+        yield name, float(value)
+
+
+def largest_gap(one: Built, other: Built) -> float:
+    """The relative difference of the two tensors that are farthest apart."""
+    pairs = [(one.staged.read(name).double(), other.staged.read(name).double()) for name in one.staged.names()]
+    return max(float((a - b).norm() / a.norm().clamp(min=1e-9)) for a, b in pairs)

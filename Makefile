@@ -28,7 +28,7 @@ test: $(BIN)/.installed  ## the default tests: offline, CPU, about five minutes
 test-slow: $(BIN)/.installed  ## the long ones: the chain twice from scratch, other thread settings
 	pytest -m slow
 
-faults: $(BIN)/.installed  ## the fault matrix, about an hour; writes its counts into docs/FAULTS.md
+faults: $(BIN)/.installed  ## the fault matrix, about half an hour; writes its counts into docs/FAULTS.md
 	python -m benchmarks.fault_matrix
 
 bench: $(BIN)/.installed  ## measure beside DVC and b3sum; writes JSON and the table of docs/MEASURES.md

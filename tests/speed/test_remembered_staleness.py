@@ -37,12 +37,12 @@ print(json.dumps(None if found is None else sorted(found)))
 """
 
 
-def witnesses(project: Project) -> list[str] | None:
+def witnesses(project: Project, *program: str, **variables: str) -> list[str] | None:
     """What a process of its own says that the preparation of plant@sprout depends on."""
     done = subprocess.run(
-        [sys.executable, "-c", WITNESSES],
+        [sys.executable, *(program or ("-c", WITNESSES))],
         cwd=project.root,
-        env=project.variables(),
+        env={**project.variables(), **variables},
         capture_output=True,
         text=True,
         check=True,
@@ -175,6 +175,23 @@ def test_what_cannot_be_watched_is_not_remembered(project: Project, line: str) -
     head = "def prepare(checkout, object, stage):\n"
     write(project.root, "small/run.py", RUN.replace(head, f"{head}    {line}\n"))
     assert witnesses(project) is None
+
+
+@pytest.mark.parametrize(("name", "is_watched"), [("vpstore", True), ("notebook", False)])
+def test_what_python_loads_at_its_start_counts_in_a_command_of_ours(
+    project: Project, tmp_path: Path, name: str, is_watched: bool
+) -> None:
+    """Many environments load something by a `.pth` file; in another program, any code may have run before."""
+    (project.root / ".vpstore").mkdir()
+    (project.root / ".vpstore" / "format").write_bytes(b"vpstore 1\n")
+    (tmp_path / "sitecustomize.py").write_text("import loaded_at_start\n")
+    (tmp_path / "loaded_at_start.py").write_text("")
+    (tmp_path / name).write_text(WITNESSES)
+    path = os.pathsep.join([str(tmp_path), project.variables().get("PYTHONPATH", "")])
+    found = witnesses(project, str(tmp_path / name), PYTHONPATH=path)
+    assert (found is not None) is is_watched
+    if found is not None:
+        assert str(tmp_path / "loaded_at_start.py") in found
 
 
 def test_a_process_that_had_loaded_other_code_remembers_nothing() -> None:

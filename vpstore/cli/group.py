@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from vpstore import __version__
 from vpstore.cli.exit_codes import epilog
 from vpstore.cli.overview import Root
 from vpstore.cli.printing import error_document, print_json
@@ -32,7 +33,7 @@ observing.begin()
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="vpstore", message="%(package)s %(version)s")
+@click.version_option(__version__, message="vpstore %(version)s")
 def cli() -> None:
     """Names for model checkpoints that can be proved, shared, audited and rebuilt."""
 

@@ -7,6 +7,7 @@ every folder of the checkout, and every folder in which a module was or would be
 Invariants: what cannot be watched (a child process, a connection, a database, a file that is written) makes the answer
 unfit to be remembered, never wrong; only a program that said `begin` before it loaded any project code is watched.
 Not watched, and part of the question instead: environment variables, the working directory, the version of Python.
+What the interpreter loads at its own start (site, `.pth` files, sitecustomize) counts with the files of its modules.
 
 Example:
     with Observation() as seen: answer = work_out()
@@ -28,7 +29,7 @@ _UNSEEN: Final = frozenset({
     "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "sqlite3.connect", "subprocess.Popen",
 })  # fmt: skip
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
-# What may be loaded before `begin`: the standard library and what the command line itself needs.
+# What may be loaded before `begin` where the main program is another's: the standard library and what we need.
 _EARLY: Final = frozenset({"vpstore", "click", "blake3", "__main__", "_distutils_hack", "sitecustomize"})
 _MAX_FOLDERS: Final = 2000  # a tree with more is not watched
 
@@ -40,9 +41,22 @@ _is_hooked = False
 def begin() -> None:
     """Say that this process has only just begun and has loaded nothing of any project yet; ignored if it has."""
     global _begun_ns
-    tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - _EARLY
-    if _begun_ns is None and all(name.startswith(("__editable__", "_virtualenv")) for name in tops):
+    if _begun_ns is None and (_is_our_command() or _has_loaded_little()):
         _begun_ns = time.time_ns()
+
+
+def _is_our_command() -> bool:
+    """Whether this process is `vpstore` or `python -m vpstore`: whatever is loaded, the start of Python loaded it."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return bool(spec.name == "vpstore.__main__")
+    return os.path.basename(getattr(main, "__file__", None) or "") == "vpstore"
+
+
+def _has_loaded_little() -> bool:
+    tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - _EARLY
+    return all(name.startswith(("__editable__", "_virtualenv")) for name in tops)
 
 
 def begun_ns() -> int | None:

@@ -111,13 +111,17 @@ def test_a_gpu_gives_what_the_cpu_gives(
         monkeypatch.setenv(runtime.DEVICE_VARIABLE, device)
         recipe, context = contexts(name, request, device)
         found[device] = build(recipe, context)
-    assert figures(found["cuda"]) == pytest.approx(figures(found["cpu"]), rel=0.03, abs=0.03)
+    assert figures(found["cuda"]) == pytest.approx(figures(found["cpu"]), rel=0.02, abs=0.02)
     if name != "fitted":  # there one other neuron of two that are as good makes another matrix
         assert largest_gap(found["cpu"], found["cuda"]) < 0.05
 
 
 def figures(built: Built) -> dict[str, float]:
-    """Every number that the recipe measured."""
+    """What the recipe measured; of fits of sixteen pairs, what they were fitted to, as the rest hangs on near ties."""
+    layers = built.plan.report.plots.get("layers", []) if built.plan.report is not None else []
+    if layers and "ffn_fit_r2_pairs" in layers[0]:
+        names = ("attention_r2", "ffn_fit_r2_pairs", "key_energy_lost", "value_energy_lost")
+        return {f"{row['layer']}/{name}": row[name] for row in layers for name in names}
     reports = [report.metrics for report in (built.plan.report, built.report) if report is not None]
     return dict(row for metrics in reports for row in numbers(metrics, ""))
 

@@ -12,7 +12,9 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 from vpstore.errors import RemoteFailure, UsageError, VpstoreError
 from vpstore.storage.remotes.base import Remote
 from vpstore.storage.remotes.directory import DirectoryRemote
+from vpstore.storage.remotes.failures import Patience
 from vpstore.storage.remotes.filesystem import FilesystemRemote
 from vpstore.storage.remotes.s3 import S3Remote
 
@@ -77,6 +80,11 @@ def open_remote(root: Path, name: str | None, *, must_exist: bool = False) -> Re
         ) from error
 
 
+# The clients of GS and Azure try again themselves, for half a minute or more; this cannot be switched off.
+_SHORT: Final = Patience(attempts=2)
+# They log what they raise, too, with a traceback, which Python prints if nobody has asked for the log.
+for _client in ("gcsfs", "adlfs", "azure"):
+    logging.getLogger(_client).addHandler(logging.NullHandler())
 _PLUGINS: Final = {"azure": "azure", "gcs": "gs", "webdavs": "webdav", "https": "http"}
 
 
@@ -88,7 +96,15 @@ def _opened(kind: Any, options: dict[str, Any], path: str, label: str) -> Remote
         # Trying again is done by our own transport, which knows what was reached; twice would multiply the waiting.
         opened.fs_args.setdefault("config_kwargs", {}).setdefault("retries", {"total_max_attempts": 1})
         return S3Remote(opened.fs, path, label)
-    return FilesystemRemote(opened.fs, path, label)
+    from dvc_objects.fs.base import ObjectFileSystem
+
+    if not isinstance(opened, ObjectFileSystem):
+        return FilesystemRemote(opened.fs, path, label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "GCS project not set - cannot list or create buckets": nobody wants to
+        remote = FilesystemRemote(opened.fs, path, label, patience=_SHORT)
+    remote.mind_absence()
+    return remote
 
 
 def _mind_absence(folder: Path, where: str) -> None:

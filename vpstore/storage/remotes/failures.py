@@ -24,6 +24,7 @@ from vpstore.errors import RemoteFailure, VpstoreError
 PROGRESS: Final = 1 << 20  # so many bytes since the last failure, and the count of failures begins again
 _MISTAKES: Final = (TypeError, AttributeError, NameError, AssertionError, IndexError)
 _SECRETS: Final = ("credential", "token", "profile", "sso", "auth", "permissiondenied", "hostkey")
+_REFUSALS: Final = (401, 403)  # of HTTP
 _AGAIN: Final = "run the command again: what went over is kept where the remote allows it"
 _Result = TypeVar("_Result")
 
@@ -118,7 +119,7 @@ class Link:
                 name, f"the remote cannot do what {doing} needs", found=_said(error), next_step="use another remote"
             ) from error
         if tries >= self.patience.attempts:
-            what = f"{doing} failed {tries} times"
+            what = f"{doing} failed" + (f" {tries} times" if tries > 1 else "")
             if isinstance(error, Broken):
                 raise self.failure(name, f"{what}: {error.what}", expected=error.expected, found=error.found) from error
             raise self.failure(name, what, found=_said(error)) from error
@@ -134,10 +135,25 @@ class Link:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the remote, or the search for credentials, said no; asking again gives no other answer."""
-    if isinstance(error, PermissionError):
-        return True
-    kind = type(error).__name__.lower()
-    return not isinstance(error, OSError) and any(word in kind for word in _SECRETS)
+    reason: BaseException | None = error
+    while reason is not None:  # adlfs wraps the answer of the server into a RuntimeError
+        if isinstance(reason, PermissionError) or _status(reason) in _REFUSALS:
+            return True
+        kind = type(reason).__name__.lower()
+        if not isinstance(reason, OSError) and any(word in kind for word in _SECRETS):
+            return True
+        reason = reason.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of the HTTP answer behind an error, as its library keeps it."""
+    for name in ("status_code", "code", "status"):  # azure.core, gcsfs, aiohttp
+        found = getattr(error, name, None)
+        if isinstance(found, int) or str(found).isdigit():
+            return int(str(found))
+    # gcsfs keeps nothing but these words of a 403
+    return 403 if type(error) is OSError and str(error).startswith("Forbidden: ") else None
 
 
 def _said(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from vpstore.errors import RemoteFailure
 from vpstore.schema.digest import Digest
 from vpstore.storage.partial import Digesting
 from vpstore.storage.remotes.base import FOLDER, Moved
@@ -39,6 +40,26 @@ class FilesystemRemote:
         self._link = Link(label, patience or Patience())
         self._is_holding: bool | None = None  # not known yet
 
+    def mind_absence(self) -> None:
+        """Hold the first part of the root, which in an object store is a bucket, against what is there.
+
+        To an object store, what lies in a bucket that does not exist is only missing: it would look like an empty one.
+
+        Raises:  RemoteFailure: there is no such bucket, or the remote does not answer.
+        """
+        bucket = self._fs._strip_protocol(self._root).lstrip("/").partition("/")[0]
+
+        def look() -> None:
+            try:
+                self._fs.info(self._root)
+            except FileNotFoundError:  # nothing was pushed yet, or worse
+                self._fs.ls(bucket, detail=False)
+
+        try:
+            Link(self.label, Patience(attempts=1)).attempt("", "opening", look)
+        except FileNotFoundError as error:
+            raise self._no_bucket(f"no bucket or container {bucket}") from error
+
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Every object below a folder, in the order of names."""
         folder = self._path(prefix).rstrip("/")
@@ -49,13 +70,14 @@ class FilesystemRemote:
                 found: dict[str, Any] = self._fs.find(folder, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            return found
+            return found if isinstance(found, dict) else {}  # adlfs: a list, if this is a file and no folder
 
         found = self._link.attempt(prefix, "listing", action)
         base = self._fs._strip_protocol(self._root).rstrip("/") + "/"
         for path, facts in sorted(found.items()):
             inside = path if path.startswith(base) else "/" + path
-            if facts.get("type", "file") == "file" and inside.startswith(base):
+            # Asked for a folder where a file is, some name the file.
+            if facts.get("type", "file") == "file" and inside.startswith(base + prefix):
                 yield inside[len(base) :], int(facts["size"])
 
     def size(self, name: str) -> int | None:
@@ -128,12 +150,11 @@ class FilesystemRemote:
         try:
             self._link.attempt(name, "uploading", action)
         except FileNotFoundError as error:
-            raise self._link.failure(
-                name,
-                "the remote's root is not there",
-                found=str(error)[:200],
-                next_step="make the bucket or the folder",
-            ) from error
+            raise self._no_bucket(str(error)[:200], name) from error
+
+    def _no_bucket(self, found: str, name: str = "") -> RemoteFailure:
+        next_step = "make the bucket or the folder, or put the URL right with `dvc remote modify NAME url`"
+        return self._link.failure(name, "the remote's root is not there", found=found, next_step=next_step)
 
     def _sent_aside(self, target: str, pieces: Iterator[bytes], check: Callable[[Digest], None]) -> int:
         """Write under another name, then move."""

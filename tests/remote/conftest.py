@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from _pytest.mark.structures import ParameterSet
+from cloud_places import CLOUD_PLACES, cloud_marks
+from cloud_servers import AzureServer, CloudServer, GsServer
 from remote_places import PLACES, Place, S3Server
 
 from vpstore.storage.stamps import Stamps
 from vpstore.storage.store import Store
 
 MEMORY = "/dev/shm"
+T = TypeVar("T", bound=CloudServer)
 
 
 @pytest.fixture
@@ -41,6 +46,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "DVC_GLOBAL_CONFIG_DIR": str(empty / "dvc-global"),
         "DVC_SYSTEM_CONFIG_DIR": str(empty / "dvc-system"),
         "DVC_NO_ANALYTICS": "1",
+        **GsServer.environment,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "DVC_"))]:
@@ -58,14 +64,39 @@ def s3_server(own_environment: None) -> Iterator[S3Server]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def gs_server(own_environment: None) -> Iterator[GsServer]:
+    """A server that speaks Google Cloud Storage's protocol."""
+    yield from started(GsServer)
+
+
+@pytest.fixture(scope="module")
+def azure_server(own_environment: None) -> Iterator[AzureServer]:
+    """A server that speaks Azure's protocol."""
+    yield from started(AzureServer)
+
+
+def started(kind: Callable[[], T]) -> Iterator[T]:
+    server = kind()
+    yield server
+    server.stop()
+
+
+KINDS = PLACES | CLOUD_PLACES
 WITHOUT_SSH = pytest.mark.skipif(find_spec("sshfs") is None, reason="dvc-ssh is not installed")
 
 
-@pytest.fixture(params=[pytest.param(name, marks=WITHOUT_SSH if name == "sftp" else ()) for name in sorted(PLACES)])
+def kinds() -> Iterator[ParameterSet]:
+    for name in sorted(KINDS):
+        marks = cloud_marks(name) if name in CLOUD_PLACES else [WITHOUT_SSH] if name == "sftp" else []
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.fixture(params=kinds())
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Each kind of remote in turn, empty."""
-    kind = PLACES[request.param]
-    server = request.getfixturevalue("s3_server") if kind.needs_s3 else None
+    kind = KINDS[request.param]
+    server = request.getfixturevalue(kind.server_fixture) if kind.server_fixture else None
     made = kind(tmp_path / "remote", server)
     yield made
     made.close()

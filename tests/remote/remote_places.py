@@ -87,11 +87,11 @@ def s3_files(endpoint: str, *, read_timeout: float = 20) -> Any:
 class Place:
     """Where one remote lies."""
 
-    needs_s3: ClassVar[bool] = False
+    server_fixture: ClassVar[str] = ""  # which server it needs
     resumes_uploads: ClassVar[bool] = False
     outlives: ClassVar[bool] = True  # another process sees it
 
-    def __init__(self, root: Path, server: S3Server | None) -> None:
+    def __init__(self, root: Path, server: Any) -> None:
         self.root = root
         self.remote = self.open()
 
@@ -130,11 +130,10 @@ class DirectoryPlace(Place):
 
 
 class S3Place(Place):
-    needs_s3 = True
+    server_fixture = "s3_server"
     resumes_uploads = True
 
-    def __init__(self, root: Path, server: S3Server | None) -> None:
-        assert server is not None
+    def __init__(self, root: Path, server: S3Server) -> None:
         self.server = server
         self.bucket = server.bucket()
         super().__init__(root, server)
@@ -210,7 +209,7 @@ class FilesPlace(Place):
 class SftpPlace(Place):
     """The general transport over SSH, to a server in a thread."""
 
-    def __init__(self, root: Path, server: S3Server | None) -> None:
+    def __init__(self, root: Path, server: None) -> None:
         self._connections: list[Any] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

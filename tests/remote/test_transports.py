@@ -82,6 +82,12 @@ def test_a_listing_names_what_is_there_and_only_that(place: Place) -> None:
     assert list(place.remote.list("keys/")) == keys[1:]
 
 
+def test_a_file_in_the_place_of_a_folder_lists_nothing(place: Place) -> None:
+    place.remote.write("keys/ab", b"{}")
+    assert list(place.remote.list("keys/ab/")) == []
+    assert list(place.remote.list("keys/")) == [("keys/ab", 2)]
+
+
 def test_small_objects_are_read_replaced_and_removed(place: Place) -> None:
     name = "keys/ab/one"
     with pytest.raises(BlobMissing) as caught:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cloud_places import CLOUD_PLACES, AzurePlace, CloudPlace, GsPlace, cloud_marks
 from cloud_servers import AzureServer
+from cloud_troubles import Cutter, Refusing
+from fsspec.spec import AbstractBufferedFile
 from remote_places import QUICK
 from test_killed import CHILD, DOWNLOAD, UPLOAD, blob, killed
 from test_open_remote import checkout
@@ -124,59 +123,6 @@ def test_a_connection_that_breaks_in_a_body_does_no_harm(cloud: CloudPlace, tmp_
     assert store.blobs.is_whole(digest, full=True)
 
 
-class Cutter:
-    """Stands before a server, whatever it speaks, and cuts some connections off once so much has come back."""
-
-    def __init__(self, port: int, *, after: int, times: int) -> None:
-        self._behind, self._after, self.times = port, after, times
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listening.getsockname()[1])
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-
-    def __enter__(self) -> Cutter:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._close(self._listening)
-        self._threads[0].join(30)  # after it nobody adds to either list
-        for one in self._sockets:
-            self._close(one)
-        for thread in self._threads[1:]:
-            thread.join(30)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near = self._listening.accept()[0]
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._behind))
-            self._sockets += [near, far]
-            for source, target, is_answer in ((near, far, False), (far, near, True)):
-                self._threads.append(threading.Thread(target=self._pass_on, args=(source, target, is_answer)))
-                self._threads[-1].start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
-        passed = 0
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-                passed += len(data)
-                if is_answer and passed > self._after and self.times:
-                    self.times -= 1
-                    break
-        self._close(source)
-        self._close(target)
-
-    @staticmethod
-    def _close(one: socket.socket) -> None:
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-        one.close()
-
-
 def test_a_bucket_that_is_not_there(cloud: CloudPlace, tmp_path: Path) -> None:
     with pytest.raises(RemoteFailure, match="root is not there") as caught:
         opened(cloud, tmp_path, f"{cloud.server.scheme}://no-such-bucket/models")
@@ -197,6 +143,33 @@ def test_what_lies_in_no_bucket_is_not_only_missing() -> None:
     with pytest.raises(RemoteFailure, match="root is not there") as caught:
         FilesystemRemote(fsspec.filesystem("memory"), "/no-such-bucket/models", "memory").mind_absence()
     assert caught.value.found == "no bucket or container no-such-bucket"
+
+
+def test_a_commit_that_holds_nothing_back_is_not_relied_on(tmp_path: Path) -> None:
+    """As with the files of zonal buckets: they have a `commit`, and are there before it."""
+    import fsspec
+
+    class Early(AbstractBufferedFile):
+        def _upload_chunk(self, final: bool = False) -> bool:
+            memory.pipe_file(self.path, (memory.cat_file(self.path) if self.offset else b"") + self.buffer.getvalue())
+            return True
+
+        def commit(self) -> None:
+            pass
+
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+    files = type(
+        "Files", (type(memory),), {"_open": lambda fs, path, mode, **options: Early(fs, path, mode, **options)}
+    )
+    remote = FilesystemRemote(files(skip_instance_cache=True), "/zonal/models", "zonal", patience=QUICK)
+    path, digest = blob(tmp_path, 1000)
+    with pytest.raises(DigestMismatch):
+        remote.upload("blobs/x", path, Digest.of(b"other"), moved=lambda count: None)
+    assert memory.find("/zonal") == []
+    remote.upload("blobs/x", path, digest, moved=lambda count: None)
+    assert memory.find("/zonal") == ["/zonal/models/vpstore/blobs/x"]
+    assert memory.cat_file("/zonal/models/vpstore/blobs/x") == path.read_bytes()
+    memory.rm("/zonal", recursive=True)
 
 
 class Answer(Exception):
@@ -257,26 +230,6 @@ def test_azures_credentials_that_are_none(azure: AzurePlace, tmp_path: Path, kin
     assert "credentials" in caught.value.next_step
     assert "hush" not in str(caught.value)
     assert WRONG_KEY not in str(caught.value)
-
-
-class Refusing(BaseHTTPRequestHandler):
-    """What Google says to strangers; no emulator of it asks for credentials."""
-
-    status = 403
-
-    def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        message = "Anonymous caller does not have storage.objects.list access to the Google Cloud Storage bucket."
-        body = json.dumps({"error": {"code": self.status, "message": message}}).encode()
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_DELETE = do_GET  # noqa: N815 - the names that http.server wants
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture(params=[401, 403])

@@ -192,13 +192,17 @@ class FilesystemRemote:
         return state.size_bytes
 
     def _holds_back(self) -> bool:
-        """Whether this file system's files appear on `commit` only; asked of a file of no name, once."""
+        """Whether this file system's files appear on `commit` only; tried with a file of no name, once.
+
+        Having a `commit` is not enough: what is written to a zonal bucket of Google's is there at once.
+        """
         if self._is_holding is None:
             aside = self._aside()
             probe = self._fs.open(aside, "wb", autocommit=False)
-            self._is_holding = _commits(type(probe))
             with suppress(Exception):
+                probe.write(b"\0")
                 probe.close()
+            self._is_holding = _commits(type(probe)) and self._size(aside) is None
             with suppress(Exception):
                 probe.discard()
             with suppress(Exception):

@@ -35,7 +35,8 @@ def open_remote(root: Path, name: str | None, *, must_exist: bool = False) -> Re
     Args:    root: of the checkout; DVC's folder is here or upwards; name: None for the default one; must_exist: for
              who reads: a directory that is not there, as a share that is not mounted, would look like an empty remote.
     Raises:  UsageError: no DVC here, no such remote, none configured, a configuration that DVC does not read.
-             RemoteFailure: its plugin is not installed, its credentials cannot be had, or its directory is absent.
+             RemoteFailure: its plugin is not installed, its credentials cannot be had, or its directory or bucket is
+             absent.
     """
     try:
         import dvc.config

@@ -35,6 +35,7 @@ _SUFFIX: Final = ".pem"
 # Curve -> the hash that goes with it, as the OpenSSF verifier has it.
 _CURVES: Final = {"secp256r1": ("P-256", "SHA256"), "secp384r1": ("P-384", "SHA384"), "secp521r1": ("P-521", "SHA512")}
 _KINDS: Final = "ECDSA on P-256, P-384 or P-521, or Ed25519"
+_MAKE_ONE: Final = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out KEY.pem makes one"
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,13 @@ def load_usable_keys(checkout: Checkout, narrator: Narrator) -> tuple[TrustedKey
     return load_trusted_keys(checkout)
 
 
-def load_trusted_key(path: Path) -> TrustedKey:
-    """One public key.
+def load_trusted_key(path: Path, data: bytes | None = None) -> TrustedKey:
+    """One public key, from its file, or from what git has of that file.
 
     Raises:  UsageError: unreadable, not a public key as PEM, or of an unknown kind.
     """
     serialization = _serialization()
-    data = _read(path, "a trusted key")
+    data = _read(path, "a trusted key") if data is None else data
     try:
         if b"PRIVATE KEY" in data:
             raise ValueError("a private key: keep it elsewhere, and put its public half here")
@@ -168,10 +169,9 @@ def load_signing_key(path: Path) -> SigningKey:
     data = _read(path, "the key to sign with")
     password = os.environ.get(PASSWORD_VARIABLE)
     is_encrypted = b"ENCRYPTED" in data
+    remedy = f"give its passphrase in {PASSWORD_VARIABLE}" if is_encrypted else _MAKE_ONE
     if is_encrypted and not password:
-        raise UsageError(
-            "a private key is encrypted", where=str(path), next_step=f"give its passphrase in {PASSWORD_VARIABLE}"
-        )
+        raise UsageError("a private key is encrypted", where=str(path), next_step=remedy)
     try:
         private = serialization.load_pem_private_key(data, os.fsencode(password or "") if is_encrypted else None)
         public = private.public_key()
@@ -181,7 +181,7 @@ def load_signing_key(path: Path) -> SigningKey:
             where=str(path),
             expected=f"PEM of {_KINDS}",
             found=str(error)[:120],
-            next_step="openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out KEY.pem makes one",
+            next_step=remedy,
         ) from error
     return SigningKey(algorithm=_algorithm(public, path), id=key_id(public), private=private)
 
@@ -279,7 +279,7 @@ def _algorithm(public: Any, path: Path) -> str:
         where=str(path),
         expected=_KINDS,
         found=type(public).__name__.strip("_") + curve,
-        next_step="openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out KEY.pem makes one",
+        next_step=_MAKE_ONE,
     )
 
 

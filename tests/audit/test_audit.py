@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from damage_tools import flip, truncate
 from forger import Forger, overwrite
+from orchard import commit
 from small_project import Project
 
 from vpstore.evidence.contents import blobs_of, check_contents
@@ -42,6 +43,7 @@ def verdicts(document: Any) -> dict[str, str]:
 
 
 def test_a_sound_chain_has_no_fault_and_every_link_a_verdict(orchard: Project) -> None:
+    commit(orchard)
     document = orchard.json("audit", "graft")
     assert (document["ok"], document["faults"], document["remarks"]) == (True, [], [])
     assert verdicts(document) == dict.fromkeys(

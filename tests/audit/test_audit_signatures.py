@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from forger import Forger
+from orchard import commit
 from small_project import Project
 
 from vpstore.schema.canonical import canonical_bytes
@@ -46,6 +47,7 @@ def envelope(forger: Forger, slug: str = "graft-main") -> Path:
 
 def test_signers_are_named_and_the_unsigned_are_counted(orchard: Project) -> None:
     key = trust(orchard, "release")
+    commit(orchard)
     assert "5 of 5 artifacts carry no signature of a trusted key" in orchard.json("audit", "graft")["remarks"]
     orchard.run("attest", "graft", "--key", str(key))
     document = orchard.json("audit", "graft")
@@ -109,8 +111,10 @@ def test_a_forgery_that_also_changes_the_lock_loses_its_signature(orchard: Proje
     key = trust(orchard, "release")
     for ref in ("seed", "plant@sprout", "plant@bloom", "leaves", "graft"):
         orchard.run("attest", ref, "--key", str(key))
+    commit(orchard)
     assert orchard.json("audit", "graft", "--signed")["remarks"] == []
     forger.accept(forger.replace_artifact("graft-main", forger.with_tensor))
+    commit(orchard)
     document = orchard.json("audit", "graft")
     assert document["remarks"] == ["1 of 5 artifacts carry no signature of a trusted key"]
     assert document["chain"][-1]["signed_by"] == []

@@ -83,6 +83,7 @@ def test_without_a_committed_lock_there_is_nothing_to_compare_with(orchard: Proj
 def test_what_the_lock_names_is_vouched_for_also_where_its_manifest_is_lost(
     orchard: Project, forger: Forger, damage: str
 ) -> None:
+    commit(orchard)
     blob = orchard.blob(artifact := forger.artifact("graft-main"))
     blob.chmod(0o644)
     blob.unlink() if damage == "missing" else blob.write_bytes(b"{}")

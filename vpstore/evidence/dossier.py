@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
@@ -47,6 +47,13 @@ class Finding:
         }
 
 
+class Rival(NamedTuple):
+    """Another artifact under the key of the one that is audited."""
+
+    profile: str  # of the committed lock; "": the one that is audited
+    artifact: Digest
+
+
 @dataclass
 class Dossier:
     """All about one artifact."""
@@ -59,8 +66,9 @@ class Dossier:
     stale: tuple[str, ...] = ()  # what changed in the working tree since it was built, in words
     named: str = ""  # by the lock, or by the person who asked: what it is called where the manifest is not known
     standing: Standing = "absent"
-    relocked: bool = False  # the lock was changed since the last commit, to other bytes under the same key
+    relocked: Rival | None = None  # what the committed lock names under the same key, where the lock here does not
     signers: tuple[str, ...] = ()  # trusted keys
+    uncounted: tuple[str, ...] = ()  # keys here that signed and are not the committed ones
 
     def fault(self, kind: str, what: str, *, expected: str, found: str, blob: str = "") -> None:
         """List a fault."""

@@ -2,9 +2,9 @@
 
 Place in the path: evidence from the checkout and from the store's index. The lock, which git keeps, is the one witness
 here that somebody who may write the store cannot change unseen.
-Invariants: the lock that git's HEAD has is believed before the one in the working tree, which whoever forges an
-artifact can edit as well; an artifact that is not the lock's is compared with what the lock would have to say if only
-its ancestors were others; two artifacts of one key are told, whichever of them is agreed.
+Invariants: an artifact that is not the lock's is compared with what the lock would have to say if only its ancestors
+were others; two artifacts of one key are told, whichever of them is agreed. The lock in the working tree, which whoever
+forges an artifact can edit as well, is held against the committed one in evidence.anchors.
 
 Example:
     check_lock(dossier, manifest, agreed, refs); check_pointer(dossier, manifest, work)
@@ -12,16 +12,15 @@ Example:
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
 from vpstore.evidence.dossier import LOCK, Dossier, Standing
 from vpstore.schema.digest import Digest
-from vpstore.schema.lockfile import LockEntry, Lockfile, Profile
+from vpstore.schema.lockfile import LockEntry, Profile
 from vpstore.schema.manifest import InputRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.storage.store import Store
@@ -137,41 +136,3 @@ def read_lock(checkout: Checkout) -> tuple[Profile, str]:
         return checkout.lock().profiles.get(checkout.profile, {}), ""
     except VpstoreError as error:
         return {}, f"{error.what}: {error.found}" if error.found else error.what
-
-
-_TIMEOUT: Final = 30  # seconds
-
-
-def committed_lock(checkout: Checkout) -> Profile | None:
-    """The entries of this profile in the lock that git's HEAD has; None where git cannot say."""
-    command = ["git", "-C", str(checkout.root), "cat-file", "blob", f"HEAD:./{checkout.config.lock}"]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
-        lock = Lockfile.decode(done.stdout, where="the committed lock")
-    except (OSError, subprocess.SubprocessError, VpstoreError):
-        return None
-    return lock.profiles.get(checkout.profile, {})
-
-
-def check_committed(dossier: Dossier, manifest: Manifest, agreed: Profile, committed: Profile | None) -> bool:
-    """Whether the lock says of an artifact's object and stage what the commit says; if not, that is told.
-
-    A lock that names other bytes than the commit's under the commit's own key makes the artifact `relocked`: a changed
-    recipe has another key, so what came before was either built on another machine or is what a forger hides.
-    """
-    ref = manifest.ref
-    if committed is None or committed.get(ref) == agreed.get(ref):
-        return True
-    before = committed.get(ref)
-    said = "names none" if before is None else f"says {before.artifact.short}"
-    dossier.remark(f"vpstore.lock was changed since the last commit, whose lock {said}")
-    dossier.relocked = before is not None and before.key == manifest.build.key() and before.artifact != manifest.digest
-    return False
-
-
-def relocked_fault(dossier: Dossier, manifest: Manifest, committed: Profile, store: Store) -> None:
-    """List that an artifact is not what the committed lock says of its key."""
-    expected = committed[manifest.ref].artifact
-    also = "; the committed lock's artifact is in this store, too" if store.blobs.has(expected) else ""
-    found = f"{manifest.digest}: the committed lock's own key, other bytes{also}"
-    dossier.fault(LOCK, "lock in git's HEAD", expected=expected, found=found)

@@ -11,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,17 @@ from vpstore.storage.refusals import read_plain
 
 
 def check_statements(
-    dossier: Dossier, manifest: Manifest, attestations: Attestations, keys: Sequence[TrustedKey]
+    dossier: Dossier,
+    manifest: Manifest,
+    attestations: Attestations,
+    keys: Sequence[TrustedKey],
+    *,
+    uncommitted: Container[str] = (),
 ) -> None:
-    """Read every attestation of an artifact and hold it against the manifest."""
+    """Read every attestation of an artifact and hold it against the manifest.
+
+    Args:    uncommitted: the names of keys whose signatures are told and do not count.
+    """
     count = 0
     signers: set[str] = set()
     for path in attestations.paths(manifest.digest):
@@ -39,7 +47,8 @@ def check_statements(
             signers.update(names)
     if count == 0:
         dossier.fault("attestation", "attestations", expected="at least one sound one of a build", found="none")
-    dossier.signers = tuple(sorted(signers))
+    dossier.signers = tuple(sorted(name for name in signers if name not in uncommitted))
+    dossier.uncounted = tuple(sorted(name for name in signers if name in uncommitted))
 
 
 def _signers(dossier: Dossier, path: Path, keys: Sequence[TrustedKey]) -> tuple[str, ...]:

@@ -12,12 +12,13 @@ Example:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vpstore.errors import BadManifest, UsageError, VpstoreError
-from vpstore.evidence import contents, registry
+from vpstore.evidence import anchors, contents, registry
+from vpstore.evidence.committed import read_committed
 from vpstore.evidence.declarations import check_declarations, check_families
 from vpstore.evidence.dossier import LOCK, MISSING, STALE, Dossier, Finding
 from vpstore.evidence.readings import Readings
@@ -38,10 +39,10 @@ Verdict = Literal["sound", "stale", "differs", "FAULTY", "missing"]
 class Strictness:
     """What counts as a fault besides what contradicts itself."""
 
-    worktree: bool = False  # staleness, and a lock that is not the committed one
+    worktree: bool = False  # staleness, and a lock, its place or a key that is not the committed one
     locked: bool = False  # every artifact that is not exactly the lock's
     other_machine: bool = False  # not even other bytes under the key of the lock, or of the committed one
-    signed: bool = False  # an artifact that no trusted key signed
+    signed: bool = False  # an artifact that no trusted and committed key signed
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -52,6 +53,10 @@ class Strictness:
             raise UsageError(
                 "--locked and --other-machine contradict each other", expected="one of them", next_step="leave out one"
             )
+
+    def asks(self, options: Iterable[str]) -> bool:
+        """Whether one of these was asked for."""
+        return any(getattr(self, option) for option in options)
 
     def counts(self, dossier: Dossier) -> bool:
         """Whether the artifact's standing to the lock is a fault.
@@ -86,8 +91,9 @@ class Link:
         }.get(dossier.standing)
         signed = f"signed by {', '.join(dossier.signers)}" if dossier.signers else None
         relocked = "the committed lock's key, other bytes" if dossier.relocked and dossier.standing == "same" else None
+        uncounted = f"signed by {', '.join(dossier.uncounted)}, not as committed" if dossier.uncounted else None
         stale = f"changed since: {'; '.join(dossier.stale)}" if dossier.stale else None
-        return tuple(text for text in (standing, relocked, stale, signed) if text)
+        return tuple(text for text in (standing, relocked, stale, signed, uncounted) if text)
 
     def to_json(self) -> dict[str, Any]:
         """The link as `audit --json` prints it."""
@@ -151,7 +157,9 @@ class _Run:
         self.readings = Readings(work.store, work.narrator.progress)
         self.refs = {manifest.digest: manifest.ref for manifest in lineage.manifests}
         self.keys = load_trusted_keys(work.checkout)
-        self.committed = registry.committed_lock(work.checkout)
+        self.committed = read_committed(work.checkout)
+        self.uncommitted = anchors.uncommitted_keys(self.keys, self.committed)
+        self.doubts = tuple(anchors.doubts(work.checkout, self.committed, self.keys))
         self.dossiers = {node.artifact: Dossier(node.artifact, "", node.manifest) for node in lineage}
 
     def report(self, ref: Ref, general: list[Finding]) -> Audit:
@@ -170,6 +178,7 @@ class _Run:
         self._check_top(ref)
         links = {artifact: Link(dossier, _verdict(dossier)) for artifact, dossier in self.dossiers.items()}
         faults = set(general).union(*(dossier.faults for dossier in self.dossiers.values()))
+        faults |= {doubt.finding for doubt in self.doubts if self.strictness.asks(doubt.options)}
         return Audit(
             self.lineage,
             links,
@@ -210,9 +219,10 @@ class _Run:
             registry.standing_fault(dossier, manifest, self.agreed, self.refs, work.store)
         registry.check_pointer(dossier, manifest, work)
         registry.check_key(dossier, manifest, work.store)
-        check_statements(dossier, manifest, work.store.attestations, self.keys)
+        check_statements(dossier, manifest, work.store.attestations, self.keys, uncommitted=self.uncommitted)
         if self.strictness.signed and not dossier.signers:
-            dossier.fault("signature", "signatures", expected="one by a trusted key", found="none")
+            reasons = "; ".join(f"by {name}, but {self.uncommitted[name]}" for name in dossier.uncounted)
+            dossier.fault("signature", "signatures", expected="one by a trusted key", found=reasons or "none")
         self._check_worktree(dossier, manifest)
 
     def _check_worktree(self, dossier: Dossier, manifest: Manifest) -> None:
@@ -226,15 +236,26 @@ class _Run:
             reasons = ()
         # Other sources or another tokenizer than the checkout declares are faults whatever the working tree is for.
         dossier.stale = tuple(reason for reason in reasons if reason not in ("sources", "tokenizer"))
-        is_committed = registry.check_committed(dossier, manifest, self.agreed, self.committed)
-        is_relocked = dossier.relocked and not self.strictness.other_machine
-        if is_relocked and self.committed is not None:
-            registry.relocked_fault(dossier, manifest, self.committed, self.work.store)
+        is_committed = self._check_committed(dossier, manifest)
         if self.strictness.worktree:
             for reason in dossier.stale:
                 dossier.fault(STALE, "working tree", expected="what it was built from", found=f"other {reason}")
-            if not is_committed and not is_relocked:
+            if not is_committed:
                 dossier.fault(STALE, self.work.checkout.config.lock, expected="the committed entry", found="another")
+
+    def _check_committed(self, dossier: Dossier, manifest: Manifest) -> bool:
+        """Hold the artifact and its lock entry against git's HEAD.
+
+        Returns: whether nothing differs that is not listed as a fault already.
+        """
+        if self.committed.lock is None:
+            return True
+        profile = self.work.checkout.profile
+        is_committed = anchors.check_committed(dossier, manifest, self.agreed, profile, self.committed.lock)
+        if dossier.relocked is None or self.strictness.other_machine:
+            return is_committed
+        anchors.relocked_fault(dossier, dossier.relocked, manifest, self.work.store)
+        return True
 
     def _check_top(self, ref: Ref) -> None:
         """What was asked for must be what was found."""
@@ -245,6 +266,7 @@ class _Run:
                 top.fault("registry", f"pointer of {stage}", expected=str(stage), found=str(top.manifest.ref))
 
     def _remarks(self) -> Iterator[str]:
+        yield from (doubt.remark for doubt in self.doubts)
         for dossier in self.dossiers.values():
             yield from dossier.remarks
         dossiers = [dossier for dossier in self.dossiers.values() if dossier.manifest is not None]

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
+from vpstore.evidence.committed import read_committed
 from vpstore.preparation import prepare
 from vpstore.runner import load_runner
 from vpstore.storage.leftovers import Clock, leftovers
@@ -88,7 +89,7 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         found.ask("sharing", lambda: _sharing(root))
         found.ask("leftovers", lambda: _leftovers(Store.open(root)))
     found.ask("stat stamps", lambda: _writable(_nearest(cache_directory())))
-    found.ask("git", lambda: (shutil.which("git") is not None, "", "install git: attestations name the commit"))
+    found.ask("git", lambda: _git(start, profile))
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
         return found
     checkout = Checkout.find(start, profile=profile)
@@ -106,6 +107,23 @@ def _examine_project(found: Diagnosis, checkout: Checkout) -> None:
     found.ask("recipes", lambda: _recipes(work))
     found.ask("pointers", lambda: _pointers(work))
     found.ask("lock entries", lambda: _agreed(work))
+
+
+def _git(start: Path, profile: str | None) -> tuple[bool, str, str]:
+    """Whether git says of this checkout what is committed."""
+    if shutil.which("git") is None:
+        return False, "", "install git: attestations name the commit, and audit compares with what was committed"
+    try:
+        checkout = Checkout.find(start, profile=profile)
+    except VpstoreError:
+        return True, "", ""  # the next question says what is wrong with the checkout
+    committed = read_committed(checkout)
+    if committed.fault is not None:
+        raise committed.fault
+    if not committed.is_repository:
+        return True, "the checkout is in no git repository: audit has no committed lock to compare with", ""
+    has = "HEAD has the lock" if committed.lock is not None else "HEAD has no lock: audit has none to compare with"
+    return True, has, ""
 
 
 def _runner(checkout: Checkout) -> tuple[bool, str, str]:

@@ -186,6 +186,38 @@ def test_why_goes_as_far_as_manifests_go(orchard: Project, forger: Forger) -> No
     orchard.blob(sprout).unlink()
     (root,) = roots(orchard.json("why", *refs))
     assert reasons(root) == [("unknown", "manifest")]
+    assert (root["tensors"], root["files"]) == (None, None)
+    text = orchard.run("why", *refs).stdout
+    assert f"because of parent: {sprout.short}  ->  plant@sprout " in text
+    assert "what lies behind it cannot be told (vpstore pull" in text
+
+
+@pytest.mark.parametrize("refs", [("graft", "plant@bloom"), ("plant@bloom", "graft"), ("graft", "graft")])
+@pytest.mark.parametrize("code", [12, 13])
+def test_why_without_one_of_the_two_is_refused_as_diff_does(
+    orchard: Project, forger: Forger, refs: tuple[str, str], code: int
+) -> None:
+    blob = orchard.blob(forger.artifact("graft-main"))
+    blob.chmod(0o644)
+    blob.unlink() if code == 12 else blob.write_bytes(b"{}")
+    done = orchard.run("why", *refs, code=code)
+    assert done.stdout == ""
+    assert "manifest of graft" in done.stderr
+    assert "next " in done.stderr
+    assert done.stderr == orchard.run("diff", *refs, code=code).stderr
+
+
+def test_why_gives_no_count_of_tensors_that_it_could_not_compare(orchard: Project, forger: Forger) -> None:
+    change(orchard, "configs/plant.toml", "step = 3", "step = 5")
+    table = forger.manifest("graft-main").by_path["model.safetensors"].tensors
+    assert table is not None
+    refs = rebuilt(orchard, "graft")
+    orchard.blob(table).unlink()
+    done = orchard.run("why", *refs)
+    assert "tensors cannot be compared" in done.stderr
+    assert "tensors differ" not in done.stdout
+    assert "3 files differ" in done.stdout
+    assert orchard.json("why", *refs)["steps"][0]["tensors"] is None
 
 
 def rows(document: Any) -> dict[str, dict[str, Any]]:

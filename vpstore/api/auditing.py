@@ -87,13 +87,16 @@ def why(
     """What makes two artifacts different.
 
     Args:    after: none with `lock`, which compares what the lock names (before) with what is here (after).
-    Raises:  NoSuchRef, UsageError, BadManifest.
+    Raises:  NoSuchRef, UsageError, BlobMissing, DigestMismatch, BadManifest: one of the two manifests is not here, or
+             not whole.
     """
     work = work or Workspace.find(Path.cwd())
     here, agreed = _sides(work, before, after, lock=lock)
     if lock and not work.store.blobs.has(agreed):
         return _why_lock(work, walk(work.store, here))
     first, second = (agreed, here) if lock else (here, agreed)
+    for artifact, ref in zip((first, second), _names(before, after), strict=True):
+        _manifest(work, artifact, ref)  # without it there is nothing to compare; of ancestors it is told
     return why_lineages(work, *walk_all(work.store, [first, second]))
 
 

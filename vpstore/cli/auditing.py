@@ -175,12 +175,15 @@ def _print_explanation(found: Explanation, diffs: dict[tuple[str, ...], list[str
     click.echo(f"{_side(top, 'before')}  ->  {_side(top, 'after')}")
     if found.relation:
         click.echo(f"  {found.relation}")
-    click.echo(f"  {len(top.tensors)} tensors differ{_names(top.tensors)}")
-    click.echo(f"  {len(top.files)} files differ{_names(top.files)}")
+    for what, names in (("tensors", top.tensors), ("files", top.files)):
+        if names is not None:
+            click.echo(f"  {len(names)} {what} differ{_names(names)}")
     for step in found.roots:
         place = " of ".join(reversed(step.roles))
         click.echo(f"\nbecause of {place + ': ' if place else ''}{_side(step, 'before')}  ->  {_side(step, 'after')}")
         _print_reasons(step.reasons)
+        if step.files is None:
+            click.echo("  what lies behind it cannot be told (vpstore pull has what the lock names from a remote)")
         for line in diffs[step.roles]:
             click.echo(f"    {printable(line)}")
 
@@ -203,7 +206,7 @@ def _print_reasons(reasons: Sequence[Reason]) -> None:
 
 def _side(step: Step, side: str) -> str:
     node = getattr(step, side)
-    return f"{node.name} {node.artifact.short}"
+    return " ".join(dict.fromkeys((node.name, node.artifact.short)))  # of an unknown one the name is the digest's
 
 
 def _value(value: Any) -> str:

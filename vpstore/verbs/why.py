@@ -51,8 +51,8 @@ class Step:
     after: Node
     reasons: tuple[Reason, ...]
     is_root: bool  # something other than a parent differs, or nothing further is known
-    tensors: tuple[str, ...] = ()  # names that differ
-    files: tuple[str, ...] = ()  # paths that differ
+    tensors: tuple[str, ...] | None = None  # names that differ; None: not known, as something is not here
+    files: tuple[str, ...] | None = None  # paths that differ; None: a manifest is not here
 
     def to_json(self) -> dict[str, Any]:
         """The step as `why --json` prints it."""
@@ -62,8 +62,8 @@ class Step:
             "after": {"name": self.after.name, "artifact": self.after.artifact},
             "root": self.is_root,
             "reasons": [reason.to_json() for reason in self.reasons],
-            "tensors": list(self.tensors),
-            "files": list(self.files),
+            "tensors": None if self.tensors is None else list(self.tensors),
+            "files": None if self.files is None else list(self.files),
         }
 
 
@@ -205,13 +205,13 @@ def _attested(work: Workspace, manifest: Manifest) -> list[Statement]:
     return [s for s in work.store.attestations.of(manifest.digest) if s.key == manifest.build.key()]
 
 
-def _differing_tensors(work: Workspace, left: Manifest, right: Manifest) -> tuple[str, ...]:
+def _differing_tensors(work: Workspace, left: Manifest, right: Manifest) -> tuple[str, ...] | None:
     try:
         before = {name: row.digest for name, (_, row) in tensor_rows(work.store, left).items()}
         after = {name: row.digest for name, (_, row) in tensor_rows(work.store, right).items()}
     except VpstoreError as error:
         work.narrator.warn(f"tensors cannot be compared: {error.what} ({error.where})")
-        return ()
+        return None
     return tuple(name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
 
 

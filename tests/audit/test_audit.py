@@ -340,3 +340,16 @@ def test_one_family_of_tokenizers_is_one_tokenizer(forger: Forger) -> None:
     dossiers = [Dossier(manifest.digest, str(manifest.ref), manifest) for manifest in (first, last, other)]
     check_families(dossiers)
     assert [len(dossier.faults) for dossier in dossiers] == [0, 0, 1]
+
+
+def test_the_page_says_in_the_programs_words_what_another_build_is(orchard: Project) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "AUDIT.md").read_text(encoding="utf-8")
+    (case,) = [line for line in page.splitlines() if line.startswith("* **another build than the lock's**")]
+    pins = orchard.root / "configs" / "donor.json"
+    size_bytes = (orchard.root / "assets" / "donor" / "model.safetensors").stat().st_size
+    pins.write_text(pins.read_text().replace('"size_bytes": null', f'"size_bytes": {size_bytes}'))
+    orchard.run("build", "seed")
+    (fault,) = [fault for fault in faults(orchard, "seed") if fault["kind"] == "lock"]
+    words = fault["found"].partition(": ")[2].partition(";")[0]
+    assert words == "other inputs, sources or tokenizer"
+    assert words in case

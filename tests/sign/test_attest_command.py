@@ -113,6 +113,11 @@ def test_without_a_build_statement_what_the_manifest_says_is_signed(built: Proje
     assert payload["predicate"]["runDetails"]["metadata"]["finishedUnix"] == 0
 
 
+def test_a_build_outside_git_is_shown_without_a_commit(built: Project) -> None:
+    (line,) = [line for line in built.run("show", "plant").stdout.splitlines() if "attested" in line]
+    assert line.endswith(", no git")
+
+
 def test_a_key_that_others_can_read_is_warned_of(built: Project, keys: Keys) -> None:
     key = keys.private("p256")
     assert "warning" not in attest(built, key)
@@ -123,7 +128,10 @@ def test_a_key_that_others_can_read_is_warned_of(built: Project, keys: Keys) -> 
 def test_a_passphrase_comes_from_the_environment(built: Project, keys: Keys) -> None:
     key = keys.private("p256", password=b"open sesame")
     assert "VPSTORE_KEY_PASSWORD" in attest(built, key, code=2)
-    assert "another passphrase" in attest(built, key, code=2, VPSTORE_KEY_PASSWORD="wrong")
+    wrong = attest(built, key, code=2, VPSTORE_KEY_PASSWORD="wrong")
+    assert "another passphrase" in wrong
+    assert "give its passphrase in VPSTORE_KEY_PASSWORD" in wrong
+    assert "genpkey" not in wrong
     assert envelopes(built) == []
     assert "signed plant@bloom" in attest(built, key, VPSTORE_KEY_PASSWORD="open sesame")
     # One that is not needed does no harm.

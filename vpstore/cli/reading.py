@@ -96,9 +96,8 @@ def show(ref: str, *, tensors: bool, profile: str | None, as_json: bool) -> None
         click.echo(f"  file      {file.path}  {size_text(file.size_bytes)}  {file.digest.short}")
     for statement in shown.attestations:
         facts = statement.facts
-        click.echo(
-            f"  attested  {facts.finished_on}, {seconds_text(facts.duration_seconds)}, git {facts.git['commit']}"
-        )
+        commit = f"git {name}" if (name := facts.git.get("commit")) else "no git"
+        click.echo(printable(f"  attested  {facts.finished_on}, {seconds_text(facts.duration_seconds)}, {commit}"))
     for signed in shown.signatures:
         unknown = f"nobody trusted here, key {', '.join(keyid[:12] for keyid in signed.keyids)}"
         by = "by " + (", ".join(signed.signers) or unknown)

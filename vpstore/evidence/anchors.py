@@ -64,7 +64,8 @@ def _config_doubts(checkout: Checkout, committed: Committed) -> Iterator[Doubt]:
     for field in fields(checkout.config) if committed.config is not None else ():
         before, now = (getattr(config, field.name) or "none" for config in (committed.config, checkout.config))
         if before != now:
-            remark = f"{where} was changed since the last commit: {field.name} was {before}, is {now}; commit it"
+            changed = f"{field.name} was {before}, is {now}"
+            remark = f"{where} was changed since the last commit: {changed}; commit it if that is meant"
             finding = Finding(f"{where}: {field.name}", before, now, kind=STALE)
             yield Doubt(remark, finding, ("worktree", "locked") if field.name == "lock" else ("worktree",))
 
@@ -127,9 +128,9 @@ def _rival(manifest: Manifest, profile: str, committed: Lockfile) -> Rival | Non
     return Rival("" if name == profile else name, entries[name].artifact)
 
 
-def relocked_fault(dossier: Dossier, artifact: Rival, manifest: Manifest, store: Store) -> None:
+def relocked_fault(dossier: Dossier, rival: Rival, manifest: Manifest, store: Store) -> None:
     """List that an artifact is not what the committed lock says of its key."""
-    also = "; the committed lock's artifact is in this store, too" if store.blobs.has(artifact.artifact) else ""
+    also = "; the committed lock's artifact is in this store, too" if store.blobs.has(rival.artifact) else ""
     found = f"{manifest.digest}: the committed lock's own key, other bytes{also}"
-    profile = f", profile {artifact.profile}" if artifact.profile else ""
-    dossier.fault(LOCK, f"lock in {HEAD}{profile}", expected=artifact.artifact, found=found)
+    profile = f", profile {rival.profile}" if rival.profile else ""
+    dossier.fault(LOCK, f"lock in {HEAD}{profile}", expected=rival.artifact, found=found)

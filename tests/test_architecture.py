@@ -48,7 +48,7 @@ LONE = {"vpstore.verbs"}
 ALLOWED = {
     "vpstore.schema": {"blake3", "rfc8785"},
     "vpstore.storage": {"blake3"},
-    "vpstore.storage.remotes": {"dvc"},
+    "vpstore.storage.remotes": {"dvc", "dvc_objects"},
     "vpstore.checkout": {"yaml"},
     "vpstore.numbers": {"numpy"},
     "vpstore.signatures": {"cryptography"},

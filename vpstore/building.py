@@ -207,7 +207,7 @@ def _input(work: Workspace, job: _Job, role: str) -> ResolvedInput:
         manifest = verified_manifest(work, parent, artifact, is_input=True)
     except VpstoreError as error:
         error.where = f"{job.ref}, input {role}: {error.where}"
-        error.next_step = f"vpstore build {parent} makes it again, then vpstore build {job.ref}"
+        error.advise(f"vpstore build {parent} makes it again, then vpstore build {job.ref}")
         raise
     return ResolvedInput(role, str(parent), artifact, materialize(work, manifest))
 

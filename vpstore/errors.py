@@ -30,6 +30,11 @@ class VpstoreError(Exception):
         super().__init__(what)
         self.what, self.where = what, where
         self.expected, self.found, self.next_step = expected, found, next_step or self.advice
+        self.trace = ""  # where the project's own code failed, line by line, if that is what happened
+
+    def advise(self, next_step: str) -> None:
+        """Name a next step that fits what was going on better than the one the error came with."""
+        self.next_step = next_step
 
     def rows(self) -> list[tuple[str, str]]:
         """The labelled lines below the headline; empty ones are left out."""
@@ -96,6 +101,20 @@ class DigestMismatch(VpstoreError):
     exit_code = 13
     meaning = "digest mismatch"
     advice = "vpstore verify --all lists all damage; vpstore repair replaces it from a remote"
+
+
+class BlobUnreadable(DigestMismatch):
+    """This user may not read a blob, so nothing can be said of its bytes.
+
+    For whoever can do without the blob it is as good as a damaged one; nothing says that it is damaged.
+    """
+
+    exit_code = VpstoreError.exit_code
+    meaning = VpstoreError.meaning
+    advice = "its owner, or root, lets this user read it; vpstore doctor counts all that cannot be read, and says how"
+
+    def advise(self, next_step: str) -> None:
+        """Nothing: neither repair nor build mends a mode."""
 
 
 class BadManifest(VpstoreError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,7 +40,7 @@ def commands(member: Member, *several: list[str], codes: tuple[int, ...] = (0,),
             if child == 0:
                 os.chdir(member.root)
                 os.environ.clear()
-                os.environ.update(member.variables(HOME=str(member.cache), **more))
+                os.environ.update(member.variables(**{"HOME": str(member.cache), **more}))
                 try:
                     main(arguments)
                 except SystemExit as leaving:
@@ -215,6 +217,72 @@ def test_two_people_build_share_interrupt_repair_and_collect(office: Team) -> No
             assert mode in (0o644, 0o664), name
 
 
+SHUT = """
+    for path in (scratch / "model.safetensors", scratch / "metrics.json"):
+        os.chmod(path, 0o600)
+        if os.environ.get("SMALL_GROUP"):  # as a file that was made elsewhere and moved into the folder
+            os.chown(path, -1, int(os.environ["SMALL_GROUP"]))
+    if os.environ.get("SMALL_STOP"):
+        os.kill(os.getpid(), 9)
+"""
+
+
+def with_shut_files(member: Member) -> Member:
+    """As many libraries write them: for nobody but the one who runs the recipe."""
+    recipe = member.root / "small/grow.py"
+    text = recipe.read_text()
+    assert text.count("    return Staged(") == 1
+    recipe.write_text(text.replace("    return Staged(", f"{SHUT}    return Staged("))
+    return member
+
+
+@as_root
+@pytest.mark.parametrize("umask", [0o002, 0o007])
+@pytest.mark.parametrize("group", ["", str(ADA)])
+def test_what_a_recipe_shut_is_shared_all_the_same(office: Team, umask: int, group: str) -> None:
+    log = office.folder / "log"
+    ada, bob = (with_shut_files(person(office, name, user)) for name, user in (("ada", ADA), ("bob", BOB)))
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"], SMALL_GROUP=group), umask=umask, log=log)
+    reading = (["build", *STAGES], ["resolve", "plant", "--full"], ["audit", "plant"], ["verify", "--all"], ["doctor"])
+    become(BOB, commands(bob, *reading), umask=umask, log=log)
+    assert log.read_text().count("cache hit") == 3
+    for path in (path for path in (office.root / "blobs").rglob("*") if path.is_file()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444 & ~umask
+        assert path.stat().st_gid == GROUP
+
+
+@as_root
+@pytest.mark.parametrize("what", ["blob", "folder"])
+def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what: str) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o002, log=log)
+    become(BOB, commands(bob, ["build", *STAGES]), umask=0o002, log=log)
+    artifact = next(part for part in ada.pointer("plant-bloom").read_text().split('"') if part.startswith("blake3:"))
+    blob = office.store.blobs.path(office.store.manifest(Digest(artifact)).by_path["model.safetensors"].digest)
+    shut = blob if what == "blob" else blob.parent
+    before = shut.stat().st_mode
+    shut.chmod(before & 0o700)
+    for arguments in (["resolve", "plant"], ["build", "plant@bloom", "--force"], ["export", "plant", "../out"]):
+        log.write_text("")
+        become(BOB, commands(bob, arguments, codes=(1,)), umask=0o002, log=log)
+        said = log.read_text()
+        assert f"the {'file' if what == 'blob' else f'folder {shut}'} belongs to {ADA}, group {GROUP}, mode" in said
+        assert re.search(r"^  next      (its owner, or root, lets|give) this user", said, re.MULTILINE)
+        assert not [word for word in ("Traceback", "vpstore repair", "makes it again") if word in said]
+    log.write_text("")
+    become(BOB, commands(bob, ["verify", "--all"], ["verify", "plant"], codes=(3,)), umask=0o002, log=log)
+    assert f"unreadable: Permission denied; the {'file' if what == 'blob' else 'folder'}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    log.write_text("")
+    become(BOB, commands(bob, ["doctor"], codes=(1,)), umask=0o002, log=log)
+    assert re.search(rf"FAIL  readable: .*{ADA}.*{shut}\n      next: {ADA}, or root: chmod -R ", log.read_text())
+    advice = re.findall(r"chmod -R .*", log.read_text())[0].split()
+    become(ADA, lambda: print(subprocess.run(advice, check=True)), umask=0o002, log=log)
+    become(BOB, commands(bob, ["resolve", "plant"], ["verify", "--all"], ["doctor"]), umask=0o002, log=log)
+    assert list((office.root / "quarantine").iterdir()) == []
+
+
 @as_root
 def test_a_partial_download_of_another_person_is_taken_up(office: Team) -> None:
     data = b"0123456789" * 1000
@@ -241,6 +309,7 @@ def test_a_partial_download_of_another_person_is_taken_up(office: Team) -> None:
     for until in (5000, len(data)):
         become(ADA if until < len(data) else BOB, receive(until, until), umask=0o002, log=log)
     assert office.store.blobs.is_whole(digest)
+    assert stat.S_IMODE(office.store.blobs.path(digest).stat().st_mode) == 0o444  # though ada began it
     # Finished and read-only, but killed before it had its name.
     office.store.blobs.path(digest).unlink()
     partial = office.root / "tmp/partial" / digest.hex
@@ -304,6 +373,25 @@ def test_who_may_only_read_a_store_that_was_pulled_resolves_and_exports(office: 
     assert "will not know of this view" in log.read_text()
     assert (eve.cache / "plant" / "model.safetensors").is_file()
     assert modes(office.root) == before
+
+
+@as_root
+def test_somebody_without_a_home_does_without_stamps_and_memory(office: Team) -> None:
+    log = office.folder / "log"
+    ada = person(office, "ada", ADA)
+    homeless = {"HOME": "~", "XDG_CACHE_HOME": ""}  # as where HOME is not set and the user is a mere number
+    acts = (["build", *STAGES], ["resolve", "plant"], ["audit", "plant"], ["verify", "--all"], ["lock"], ["gc"])
+    become(ADA, commands(ada, *acts, **homeless), umask=0o002, log=log)
+    assert "Traceback" not in log.read_text()
+    log.write_text("")
+    become(ADA, commands(ada, ["doctor"], codes=(1,), **homeless), umask=0o002, log=log)
+    assert re.findall("FAIL  (.*)\n      next: (.*)", log.read_text()) == [
+        (
+            "stat stamps: this user has no home, so all that is used is read every time",
+            "set HOME or XDG_CACHE_HOME to a folder that this user can write",
+        )
+    ]
+    assert [path.name for path in ada.cache.iterdir()] == []
 
 
 @as_root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, NoStore, VpstoreError
 from vpstore.schema.digest import Digest
-from vpstore.storage import atomic
+from vpstore.storage import atomic, modes
 from vpstore.storage.stamps import Stat
 from vpstore.storage.store import Store
 
@@ -50,6 +51,26 @@ def test_put_copy_and_take_agree_with_put_bytes(store: Store, tmp_path: Path) ->
     store.blobs.take(other, digest)
     assert not other.exists()
     assert (store.blobs.read(digest), size) == (data[1:], len(data) - 1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.integers(0, 0o777), st.sampled_from([0o022, 0o002, 0o027, 0o077, 0o000]))
+def test_a_file_that_is_taken_in_has_the_mode_of_every_blob(store: Store, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        source = store.root / "work" / "made"
+        source.write_bytes(os.urandom(8))
+        digest = atomic.digest_file(source)[0]
+        source.chmod(mode)  # as its maker wants it
+        store.blobs.take(source, digest)
+        assert stat.S_IMODE(store.blobs.path(digest).stat().st_mode) == 0o444 & ~umask
+        put = store.blobs.put_bytes(os.urandom(8))
+        assert stat.S_IMODE(store.blobs.path(put).stat().st_mode) == 0o444 & ~umask
+        # Without /proc, too; and nobody else's file is made under another umask meanwhile.
+        assert modes.umask(store.root) == modes._seen_at_a_new_file(store.root / "tmp") == umask
+        assert list((store.root / "tmp").iterdir()) == []
+    finally:
+        assert os.umask(before) == umask
 
 
 def test_a_missing_blob_says_which(store: Store) -> None:

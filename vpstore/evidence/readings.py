@@ -20,6 +20,7 @@ from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.tensor_table import TensorTable
 from vpstore.storage import hashing
+from vpstore.storage.refusals import refusal
 from vpstore.storage.store import Store
 from vpstore.storage.tables import read_table
 
@@ -56,7 +57,7 @@ class Readings:
             self._sizes[digest] = found.size_bytes
             if found.error is not None:
                 is_gone = isinstance(found.error, FileNotFoundError)
-                self._faults[digest] = MISSING if is_gone else f"unreadable: {found.error.strerror}"
+                self._faults[digest] = MISSING if is_gone else refusal(found.error)
             else:
                 self._faults[digest] = "" if found.digest == digest else f"{found.digest}, {found.size_bytes} bytes"
 
@@ -118,5 +119,5 @@ def _not_a_file(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except OSError as error:
-        return f"unreadable: {error.strerror}"
+        return refusal(error)
     return "" if stat.S_ISREG(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "not a file"

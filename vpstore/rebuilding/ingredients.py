@@ -128,7 +128,7 @@ def recipe_file(work: Workspace, ref: StageRef, row: RecipeFile) -> bytes:
         data = path.read_bytes() if path.is_file() else b""
         if Digest.of(data) == row.digest:
             return data
-        error.next_step = "git checkout the commit in which it was built, which vpstore show lists, or vpstore pull"
+        error.advise("git checkout the commit in which it was built, which vpstore show lists, or vpstore pull")
         raise
 
 
@@ -146,7 +146,7 @@ def input_manifest(work: Workspace, ref: StageRef, row: InputRecord) -> Manifest
         name = f"vpstore resolve {declared} --rebuild makes it again if {declared} still is that artifact, or " * bool(
             declared
         )
-        error.next_step = f"{name}vpstore pull brings it from a remote"
+        error.advise(f"{name}vpstore pull brings it from a remote")
         raise
 
 

@@ -20,8 +20,9 @@ _GRAVITY = (DigestMismatch, BadManifest, BlobMissing)  # which exit code is the 
 
 def gravest(failures: Sequence[VpstoreError]) -> int:
     """The exit code of a command with these failures; 0 if there are none."""
+    codes = {error.exit_code for error in failures}
     for kind in _GRAVITY:
-        if any(isinstance(error, kind) for error in failures):
+        if kind.exit_code in codes:
             return kind.exit_code
     return max((error.exit_code for error in failures), default=0)
 

@@ -101,7 +101,7 @@ def _elsewhere(run: _Sending) -> set[Digest]:
         if artifact not in there and artifact not in told:
             run.report.failures.append(error)
     for error in run.report.failures:
-        error.next_step = "vpstore repair --from REMOTE, or build it again"
+        error.advise("vpstore repair --from REMOTE, or build it again")
     return there
 
 
@@ -178,7 +178,7 @@ def _failure(run: _Sending, digest: Digest) -> VpstoreError | None:
         _note(run, blob_name(digest), run.work.store.blobs.path(digest).stat().st_size)
         return None
     if isinstance(error, DigestMismatch):
-        error.next_step = "vpstore repair --from REMOTE, or `vpstore build --force` makes the object again"
+        error.advise("vpstore repair --from REMOTE, or `vpstore build --force` makes the object again")
     run.lacking[digest] = error
     return error
 

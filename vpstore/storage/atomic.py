@@ -28,9 +28,9 @@ from blake3 import blake3
 from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.storage import hashing, system
+from vpstore.storage.modes import READ_ONLY as READ_ONLY
 from vpstore.storage.refusals import disk_errors as disk_errors
 
-READ_ONLY: Final = 0o444
 CHUNK: Final = 1 << 20  # stays in a core's cache while it is read, hashed and written
 _FICLONE: Final = 0x40049409
 
@@ -255,11 +255,6 @@ def write_once(target: Path, data: bytes, *, mode: int = 0o644) -> None:
 def digest_file(path: Path) -> tuple[Digest, int]:
     """The digest and size of a file, in constant memory; `hashing.digest_many` does many at once."""
     return hashing.digest_file(path)
-
-
-def make_read_only(path: Path) -> None:
-    """Take the write permission from everybody, and give nobody a permission that was not there."""
-    system.disk.chmod(path, READ_ONLY & path.stat().st_mode)
 
 
 def make_writable(path: Path) -> None:

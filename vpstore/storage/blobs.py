@@ -2,8 +2,9 @@
 
 Place in the path: under publish and resolve. A blob's name is its digest, so it can only be right or damaged; whether
 it is right is found by reading, or by a stat stamp of an earlier reading.
-Invariants: mode 0444; a plain file, never a link nor below one; nothing is repaired while reading; a damaged blob in
-the way of a healthy one is moved to quarantine, never deleted; two writers of one blob both succeed.
+Invariants: mode 0444 less the umask, whoever made the file; a plain file, never a link nor below one; nothing is
+repaired while reading; a damaged blob in the way of a healthy one is moved to quarantine, never deleted; two writers of
+one blob both succeed.
 
 Example:
     digest = store.blobs.put_bytes(b"{}"); store.blobs.read(digest)
@@ -22,7 +23,8 @@ from typing import BinaryIO
 from vpstore.errors import BlobMissing, DigestMismatch
 from vpstore.schema.canonical import MAX_BYTES
 from vpstore.schema.digest import Digest, is_hex
-from vpstore.storage import atomic, partial
+from vpstore.storage import atomic, modes, partial
+from vpstore.storage.blob_errors import missing, odd, refused
 from vpstore.storage.stamps import Stamps, Stat
 
 
@@ -59,11 +61,21 @@ class Blobs:
             return ""
         return "" if stat.S_ISREG(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
 
-    def all(self) -> Iterator[Digest]:
-        """Every blob, in the order of digests."""
+    def all(self, *, refused: Callable[[OSError], None] | None = None) -> Iterator[Digest]:
+        """Every blob, in the order of digests.
+
+        Args:    refused: told of a folder that cannot be read, whose blobs are left out then; None: it is an error.
+        """
         named = sorted(path for path in self.root.iterdir() if is_hex(path.name, 2))
         for folder in (path for path in named if path.is_dir() and not path.is_symlink()):
-            for path in sorted(folder.iterdir()):
+            try:
+                inside = sorted(folder.iterdir())
+            except OSError as error:
+                if refused is None:
+                    raise
+                refused(error)
+                continue
+            for path in inside:
                 if is_hex(path.name, 62) and not path.is_symlink():
                     yield Digest.from_hex(folder.name + path.name)
 
@@ -97,7 +109,7 @@ class Blobs:
         """As `is_whole`, but raise.
 
         Args:    what: what the blob is, for the error.
-        Raises:  BlobMissing, DigestMismatch: naming it.
+        Raises:  BlobMissing, DigestMismatch: naming it; as `check`.
         """
         if full or not self.stamps.holds(self.path(digest), digest) or self.oddity(digest):
             self.check(digest, what=what)
@@ -105,37 +117,38 @@ class Blobs:
     def check(self, digest: Digest, *, what: str = "") -> None:
         """Read the blob and compare; a good one is stamped, a bad one loses its stamps.
 
-        Raises:  BlobMissing, DigestMismatch.
+        Raises:  BlobMissing, DigestMismatch; BlobUnreadable, which is one: this user may not read it.
         """
         path = self.path(digest)
-        if odd := self.oddity(digest):
-            raise self._odd(digest, what, odd)
+        if oddity := self.oddity(digest):
+            raise odd(path, digest, what, oddity)
         try:
             before = Stat.of(path)
             found, size = atomic.digest_file(path)
         except FileNotFoundError:
-            raise self._missing(digest, what) from None
+            raise missing(path, digest, what) from None
         except OSError as error:
-            raise self._odd(digest, what, str(error.strerror)) from error
+            raise refused(path, digest, what, error) from error
         if found != digest:
             self.stamps.forget(path)
-            raise self._odd(digest, what, f"{found}, {size} bytes", headline="a blob does not match its digest")
+            raise odd(path, digest, what, f"{found}, {size} bytes", headline="a blob does not match its digest")
         if Stat.of(path) == before:
             self.stamps.record([(before, digest)])
 
     def open(self, digest: Digest, *, what: str = "") -> BinaryIO:
         """Open the blob's bytes as they are; verified by nobody.
 
-        Raises:  BlobMissing.
+        Raises:  BlobMissing, DigestMismatch: no plain file, or this user may not read it.
         """
-        if odd := self.oddity(digest):
-            raise self._odd(digest, what, odd)
+        path = self.path(digest)
+        if oddity := self.oddity(digest):
+            raise odd(path, digest, what, oddity)
         try:
-            return self.path(digest).open("rb")
+            return path.open("rb")
         except FileNotFoundError:
-            raise self._missing(digest, what) from None
+            raise missing(path, digest, what) from None
         except OSError as error:
-            raise self._odd(digest, what, str(error.strerror)) from error
+            raise refused(path, digest, what, error) from error
 
     def read(self, digest: Digest, *, what: str = "") -> bytes:
         """The bytes of a small blob, verified as they are read.
@@ -146,7 +159,7 @@ class Blobs:
             try:
                 data = source.read(MAX_BYTES + 1)
             except OSError as error:
-                raise self._odd(digest, what, str(error.strerror)) from error
+                raise refused(self.path(digest), digest, what, error) from error
         if Digest.of(data) != digest:
             self.check(digest, what=what)  # raises, with everything a person needs to know
         return data
@@ -197,9 +210,7 @@ class Blobs:
         if self.find(digest):
             atomic.remove(source)
             return
-        try:
-            atomic.make_read_only(source)
-        except PermissionError:  # another user's, of a build that was interrupted: only the owner may change its mode
+        if not modes.become_blob(source, self.root):
             self.put_copy(source)
             atomic.remove(source)
             return
@@ -249,29 +260,12 @@ class Blobs:
             if self.find(digest):  # another writer was faster
                 atomic.remove(source)
                 return
+            if not self.oddity(digest) and not os.access(target, os.R_OK):  # nothing says that it is damaged
+                self.check(digest)
             aside = atomic.temporary_name(self.quarantine)
             atomic.keep_aside(target, aside.with_name(f"{digest.hex}-{aside.name}"))
         atomic.rename(source, target)
         self._unstamped.append((target, Stat.of(target), digest))
-
-    def _odd(self, digest: Digest, what: str, found: str, *, headline: str = "a blob cannot be read") -> DigestMismatch:
-        """What lies in a blob's place is not the blob."""
-        path = self.path(digest)
-        return DigestMismatch(
-            headline,
-            where=f"{what}, {path}" if what else str(path),
-            expected=digest,
-            found=found,
-            next_step="vpstore verify --all lists all damage; `vpstore build --force` the object makes it again",
-        )
-
-    def _missing(self, digest: Digest, what: str) -> BlobMissing:
-        return BlobMissing(
-            "the store does not hold a blob",
-            where=what or str(self.path(digest)),
-            expected=digest,
-            next_step="vpstore pull has it from a remote, vpstore build makes it again; or set VPSTORE_ROOT",
-        )
 
 
 @dataclass(frozen=True)
@@ -285,7 +279,11 @@ class _Shelf:
         return self.blobs.find(self.digest)
 
     def put(self, path: Path) -> None:
-        self.blobs._place(path, self.digest)
+        if path.stat().st_mode & 0o222:  # another user began it: only the owner may change its mode
+            self.blobs.put_copy(path)
+            atomic.remove(path)
+        else:
+            self.blobs._place(path, self.digest)
 
 
 def _stat(path: Path) -> Stat | None:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from vpstore.errors import BadManifest, VpstoreError
+from vpstore.storage import modes
 
 _ADVICE: Final[Mapping[int, str]] = {
-    errno.ENOSPC: "free space on this file system, then run the command again: what was finished is kept",
-    errno.EDQUOT: "raise the quota, then run the command again: what was finished is kept",
+    errno.ENOSPC: "free space on this file system, then run the command again: what was stored is kept",
+    errno.EDQUOT: "raise the quota, then run the command again: what was stored is kept",
     errno.EACCES: "give this user access to the path",
     errno.EPERM: "give this user access to the path",
     errno.EROFS: "mount the file system writable, or set VPSTORE_ROOT to a writable place",
@@ -44,7 +45,22 @@ def as_error(error: OSError, where: Path | str, doing: str) -> VpstoreError | No
     if advice is None:
         return None
     what = f"{doing} failed: {os.strerror(error.errno or 0)}"
-    return VpstoreError(what, where=str(error.filename or where), next_step=advice)
+    place = str(_named(error) or where)
+    is_refused = error.errno in (errno.EACCES, errno.EPERM) and os.path.isabs(place)
+    return VpstoreError(what, where=place, found=modes.whose(Path(place)) if is_refused else "", next_step=advice)
+
+
+def _named(error: OSError) -> object:
+    """What was refused: of the two names of a rename, the one in a folder that this user cannot change."""
+    if isinstance(error.filename2, str) and not os.access(os.path.dirname(error.filename2), os.W_OK | os.X_OK):
+        return error.filename2
+    return error.filename
+
+
+def refusal(error: OSError) -> str:
+    """Why a file cannot be read, in a list of faults; whose it is if that is the reason."""
+    owner = modes.whose(Path(error.filename)) if isinstance(error, PermissionError) and error.filename else ""
+    return f"unreadable: {error.strerror}" + (f"; {owner}" if owner else "")
 
 
 @contextmanager

@@ -55,15 +55,22 @@ class Stat(NamedTuple):
 
 
 def cache_directory() -> Path:
-    """This person's cache: XDG_CACHE_HOME/vpstore, else ~/.cache/vpstore."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "vpstore"
+    """This person's cache: XDG_CACHE_HOME/vpstore, else ~/.cache/vpstore.
+
+    Somebody without a home, as a user of a mere number in a container is, is given a path at which nothing can be:
+    there are no stamps then, as with a home that cannot be written.
+    """
+    base, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    if os.path.isabs(base):
+        return Path(base) / "vpstore"
+    return Path(home if os.path.isabs(home) else os.devnull) / ".cache" / "vpstore"
 
 
 class Stamps:
     """The stamps of one person, in one SQLite file that many processes may use at once.
 
-    Any trouble with the file (read-only home, damage, a lock held too long) turns stamps off for this process.
+    Any trouble with the file (no home, or a read-only one, damage, a lock held too long) turns stamps off for this
+    process.
     """
 
     def __init__(self, folder: Path | None = None, *, max_age: int = MAX_AGE) -> None:

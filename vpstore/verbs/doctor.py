@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -23,12 +24,14 @@ from vpstore.evidence.committed import read_committed
 from vpstore.preparation import prepare
 from vpstore.runner import load_runner
 from vpstore.storage.leftovers import Clock, leftovers
+from vpstore.storage.modes import owner_name
 from vpstore.storage.stamps import cache_directory
 from vpstore.storage.store import Store, locate
 from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
 _OLD: Final = 7 * 24 * 3600
+_KEPT: Final = ("blobs", "keys", "attestations")
 _NAMES: Final = 3  # of what is missing
 
 
@@ -71,7 +74,8 @@ class Diagnosis:
         try:
             ok, detail, next_step = question()
         except VpstoreError as error:
-            ok, detail, next_step = False, f"{error.what}: {error.found or error.where}", error.next_step
+            found = ": ".join(part for part in (error.what, error.where, error.found) if part)
+            ok, detail, next_step = False, found, error.next_step
         except OSError as error:
             ok, detail, next_step = False, str(error), "give this user access to the path"
         self.checks.append(Check(name, ok, detail, "" if ok else next_step or "see docs/DESIGN.md"))
@@ -87,8 +91,9 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         found.ask("store is writable", lambda: _writable(root / "tmp"))
         found.ask("space", lambda: _space(root))
         found.ask("sharing", lambda: _sharing(root))
+        found.ask("readable", lambda: _readable(root))
         found.ask("leftovers", lambda: _leftovers(Store.open(root)))
-    found.ask("stat stamps", lambda: _writable(_nearest(cache_directory())))
+    found.ask("stat stamps", lambda: _stamps(cache_directory()))
     found.ask("git", lambda: _git(start, profile))
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
         return found
@@ -140,6 +145,13 @@ def _writable(folder: Path) -> tuple[bool, str, str]:
     return os.access(folder, os.W_OK | os.X_OK), str(folder), f"give this user write access to {folder}"
 
 
+def _stamps(folder: Path) -> tuple[bool, str, str]:
+    if folder.is_relative_to(os.devnull):
+        detail = "this user has no home, so all that is used is read every time"
+        return False, detail, "set HOME or XDG_CACHE_HOME to a folder that this user can write"
+    return _writable(_nearest(folder))
+
+
 def _nearest(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -161,6 +173,25 @@ def _sharing(root: Path) -> tuple[bool, str, str]:
     umask = os.umask(0o077)
     os.umask(umask)
     return not umask & 0o070, f"a group writes to this store; umask {umask:03o}", "umask 002, in the shell's profile"
+
+
+def _readable(root: Path) -> tuple[bool, str, str]:
+    """Whether this user can read all of the store: a file or folder may be of somebody with another umask."""
+    errors: list[OSError] = []
+    found = [
+        Path(folder, name)
+        for top in _KEPT
+        for folder, _, files in os.walk(root / top, onerror=errors.append)
+        for name in files
+    ]
+    shut = [Path(error.filename) for error in errors]
+    shut += [path for path in found if not path.is_symlink() and not os.access(path, os.R_OK)]
+    if not shut:
+        return True, f"{len(found)} files of the store", ""
+    owners = ", ".join(sorted({owner_name(path.lstat().st_uid) for path in shut})[:_NAMES])
+    who = "a" if root.stat().st_mode & stat.S_IROTH else "g"
+    detail = f"this user cannot read {len(shut)} files or folders of the store, which belong to {owners}: {shut[0]}"
+    return False, detail, f"{owners}, or root: chmod -R {who}+rX {shlex.join(str(root / top) for top in _KEPT)}"
 
 
 def _leftovers(store: Store) -> tuple[bool, str, str]:

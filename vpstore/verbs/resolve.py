@@ -73,7 +73,7 @@ def verified_manifest(
             work.store.blobs.ensure(digest, what=f"{stage}, {what}", full=full)
     except VpstoreError as error:
         is_known = work.store.blobs.has(artifact)
-        error.next_step = (
+        error.advise(
             work.how_to_have(stage)
             if not is_known
             else (
@@ -117,7 +117,11 @@ def _mind_staleness(work: Workspace, manifest: Manifest) -> None:
     try:
         reasons = staleness(work, manifest, remembered=True)
     except VpstoreError as error:
-        work.narrator.warn(f"{manifest.ref}: whether it is stale cannot be told: {error.what} ({error.where})")
+        found = f": {error.found}" if error.found else ""
+        work.narrator.warn(f"{manifest.ref}: whether it is stale cannot be told: {error.what} ({error.where}{found})")
+        return
+    except Exception as error:  # the project's own code decides, and may give anything; the artifact stands without it
+        work.narrator.warn(f"{manifest.ref}: whether it is stale cannot be told: {type(error).__name__}: {error}")
         return
     if reasons:
         work.narrator.warn(f"{manifest.ref} is stale; since it was built these changed: {'; '.join(reasons)}")

@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from vpstore.schema.tensor_table import TensorTable
 from vpstore.signatures import TrustedKey, load_usable_keys, open_envelope
 from vpstore.storage.attestations import ENVELOPE_SUFFIX
 from vpstore.storage.hashing import Hashed, digest_many
+from vpstore.storage.refusals import refusal
 from vpstore.storage.tables import damaged_parts, read_layout
 from vpstore.workspace import Workspace
 
@@ -94,20 +95,20 @@ def verify(
     Returns: all faults, sorted; empty if all is well.
     """
     run = Verification(work, is_quick=quick)
-    run.read_ahead(_needed(work, refs, everything=everything))
+    every = list(work.store.blobs.all(refused=lambda error: _refused(run, "store", error))) if everything else []
+    run.read_ahead([*every, *_needed(work, refs)])
     for number, ref in enumerate(refs):
         work.narrator.progress("verify", number, len(refs))
-        _verify_ref(run, ref)
+        with _going_on(run, str(ref)):
+            _verify_ref(run, ref)
     if everything:
-        _verify_store(run)
+        _verify_store(run, every)
     work.narrator.progress("verify", len(refs), len(refs))
     return run.sorted()
 
 
-def _needed(work: Workspace, refs: Sequence[StageRef], *, everything: bool) -> Iterator[Digest]:
+def _needed(work: Workspace, refs: Sequence[StageRef]) -> Iterator[Digest]:
     """Every blob that will be asked for, as far as that can be told; what is missed here is read one by one later."""
-    if everything:
-        yield from work.store.blobs.all()
     lock = None
     for ref in refs:
         with suppress(VpstoreError):
@@ -123,8 +124,21 @@ def _fault_of(found: Hashed, digest: Digest) -> str:
     if isinstance(found.error, FileNotFoundError):
         return "missing"
     if found.error is not None:
-        return f"unreadable: {found.error.strerror}"
+        return refusal(found.error)
     return "" if found.digest == digest else f"{found.digest}, {found.size_bytes} bytes"
+
+
+@contextmanager
+def _going_on(run: Verification, where: str) -> Iterator[None]:
+    """A folder or a document that cannot be read is a fault, and what comes after it is verified all the same."""
+    try:
+        yield
+    except OSError as error:
+        _refused(run, where, error)
+
+
+def _refused(run: Verification, where: str, error: OSError) -> None:
+    run.add(f"{where}: {error.filename}", expected="read access", found=refusal(error))
 
 
 def verifiable(work: Workspace) -> tuple[StageRef, ...]:
@@ -229,7 +243,9 @@ def _damaged_tensors(run: Verification, row: FileRecord, table: TensorTable | No
     path = run.work.store.blobs.path(row.digest)
     if table is None or not path.is_file():
         return [""]
-    return list(damaged_parts(path, table)) or [""]  # only bytes after the last tensor differ
+    with suppress(OSError):  # the fault says why
+        return list(damaged_parts(path, table)) or [""]  # only bytes after the last tensor differ
+    return [""]
 
 
 def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> None:
@@ -261,10 +277,10 @@ def _verify_attestations(run: Verification, artifact: Digest, *, label: str) -> 
         run.add(f"{label}: attestations", expected="at least one sound one", found="none")
 
 
-def _verify_store(run: Verification) -> None:
+def _verify_store(run: Verification, blobs: Iterable[Digest]) -> None:
     """Everything that lies in the store, also what no ref of this checkout leads to."""
     store = run.work.store
-    for digest in store.blobs.all():
+    for digest in blobs:
         _verify_blob(run, digest, where="store: blob")
     for path in store.blobs.strays():
         run.add(f"store: {path.relative_to(store.root)}", expected="a blob's name", found="a stray file")
@@ -272,13 +288,11 @@ def _verify_store(run: Verification) -> None:
         try:
             store.keys.read(path)
         except VpstoreError as error:
-            run.add(
-                f"store: key {path.name}",
-                expected=error.expected or "a sound key file",
-                found=error.found or error.what,
-            )
-    for artifact in store.attestations.artifacts():
-        _verify_attestations(run, artifact, label=f"store: {artifact.short}")
+            expected, found = error.expected or "a sound key file", error.found or error.what
+            run.add(f"store: key {path.name}", expected=expected, found=found)
+    with _going_on(run, "store"):
+        for artifact in store.attestations.artifacts():
+            _verify_attestations(run, artifact, label=f"store: {artifact.short}")
     for damage in store.roots.damage():
         found = damage.found or damage.what
         run.add(f"store: {damage.where}", expected=damage.expected or "a sound root file", found=found)

@@ -263,7 +263,13 @@ def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what:
     shut = blob if what == "blob" else blob.parent
     before = shut.stat().st_mode
     shut.chmod(before & 0o700)
-    for arguments in (["resolve", "plant"], ["build", "plant@bloom", "--force"], ["export", "plant", "../out"]):
+    for arguments in (
+        ["resolve", "plant"],
+        ["build", "plant@bloom"],
+        ["build", "plant@bloom", "--force"],
+        ["export", "plant", "../out"],
+        ["repair"],
+    ):
         log.write_text("")
         become(BOB, commands(bob, arguments, codes=(1,)), umask=0o002, log=log)
         said = log.read_text()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from vpstore.errors import BlobMissing, DigestMismatch
+from vpstore.errors import BlobMissing, BlobUnreadable, DigestMismatch
 from vpstore.schema.canonical import MAX_BYTES
 from vpstore.schema.digest import Digest, is_hex
 from vpstore.storage import atomic, modes, partial
@@ -95,12 +95,17 @@ class Blobs:
                 yield path
 
     def is_whole(self, digest: Digest, *, full: bool = False) -> bool:
-        """Whether the blob is here and its bytes are its digest's; a valid stamp saves the reading unless `full`."""
+        """Whether the blob is here and its bytes are its digest's; a valid stamp saves the reading unless `full`.
+
+        Raises:  BlobUnreadable: this user cannot know; no new one may take its place, as nothing says it is damaged.
+        """
         path = self.path(digest)
         if not full and self.stamps.holds(path, digest) and not self.oddity(digest):
             return True
         try:
             self.check(digest)
+        except BlobUnreadable:
+            raise
         except (BlobMissing, DigestMismatch):
             return False
         return True
@@ -260,8 +265,6 @@ class Blobs:
             if self.find(digest):  # another writer was faster
                 atomic.remove(source)
                 return
-            if not self.oddity(digest) and not os.access(target, os.R_OK):  # nothing says that it is damaged
-                self.check(digest)
             aside = atomic.temporary_name(self.quarantine)
             atomic.keep_aside(target, aside.with_name(f"{digest.hex}-{aside.name}"))
         atomic.rename(source, target)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, NotLocked, VpstoreError
+from vpstore.errors import BadManifest, BlobMissing, BlobUnreadable, DigestMismatch, NotLocked, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
@@ -110,6 +110,8 @@ def _fault(work: Workspace, digest: Digest) -> str:
         work.store.blobs.check(digest)
     except BlobMissing:
         return MISSING
+    except BlobUnreadable:  # no copy mends a mode
+        raise
     except DigestMismatch as error:
         return error.found
     except OSError as error:

@@ -23,6 +23,7 @@ RANKS = {
     "vpstore.narration": 3,
     "vpstore.numbers": 3,
     "vpstore.code": 3,
+    "vpstore.project_code": 3,
     "vpstore.surroundings": 3,
     "vpstore.checkout": 3,
     "vpstore.holdings": 4,

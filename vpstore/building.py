@@ -2,7 +2,8 @@
 
 Place in the path: composes the verbs; api and the command line call it. The order is the design's: prepare, inputs,
 key, cache, recipe, publish, view, reports, pointer.
-Invariants: the pointer is written last; a failure leaves store and pointer as they were and keeps the scratch folder;
+Invariants: the pointer is written last; a failure leaves store and pointer as they were and keeps the scratch folder,
+for a person to look at and for a runner that resumes; any other begins in an empty one;
 one process builds a key, others wait and find its result.
 
 Example:
@@ -23,7 +24,7 @@ from vpstore.runner import Prepared, ResolvedInput
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest
 from vpstore.schema.ref import StageRef
-from vpstore.storage import atomic
+from vpstore.storage import atomic, modes
 from vpstore.storage.outside import check_sha256
 from vpstore.storage.pointers import Pointer
 from vpstore.surroundings import Stopwatch
@@ -175,7 +176,7 @@ def _parent(work: Workspace, ref: StageRef, parent: StageRef) -> Digest:
 def _make(work: Workspace, job: _Job) -> Built:
     """Run the recipe, publish its result, and show it."""
     prepared = job.preparation.prepared
-    scratch = work.store.scratch(job.record.key())
+    scratch = _scratch(work, job)
     watch = Stopwatch()
     work.narrator.note(f"{job.ref}: {prepared.recipe_entry}, key {job.record.key().short}")
     try:
@@ -191,8 +192,25 @@ def _make(work: Workspace, job: _Job) -> Built:
         raise Interrupted(
             "interrupted; nothing was published",
             where=str(job.ref),
-            next_step=f"vpstore build {job.ref} takes up what lies in {scratch}",
+            next_step=f"vpstore build {job.ref} {_outlook(work)} {scratch}",
         ) from None
+
+
+def _scratch(work: Workspace, job: _Job) -> Path:
+    """The folder to build in: empty, unless the runner takes up what an earlier run left, and this user can read it.
+
+    Most runners know nothing of what a killed run left, and would fail on it or, worse, publish it with the rest.
+    """
+    key = job.record.key()
+    folder = work.store.scratch(key)
+    if any(folder.iterdir()) and not (work.checkout.config.resume and modes.can_use(folder)):
+        work.store.drop_scratch(key)
+        folder = work.store.scratch(key)
+    return folder
+
+
+def _outlook(work: Workspace) -> str:
+    return "takes up what lies in" if work.checkout.config.resume else "begins anew, and empties"
 
 
 def _check_sources(work: Workspace, job: _Job) -> None:

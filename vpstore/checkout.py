@@ -49,6 +49,7 @@ class CheckoutConfig:
     weights: str  # of all profiles
     reports: str  # of all profiles
     trusted_keys: str | None = None  # the folder of public keys (*.pem) whose signatures count here
+    resume: bool = False  # the runner takes up what an interrupted build left; else each begins in an empty folder
 
     @classmethod
     def parse(cls, table: Any, *, where: str) -> CheckoutConfig:
@@ -60,7 +61,8 @@ class CheckoutConfig:
         required = ("objects", "profiles", "lock", "weights", "reports")
         paths = {key: check_path(fields.text(key), where=fields.where) for key in required}
         keys = fields.optional("trusted_keys", str)
-        config = cls(**paths, trusted_keys=None if keys is None else check_path(keys, where=fields.where))
+        trusted = None if keys is None else check_path(keys, where=fields.where)
+        config = cls(**paths, trusted_keys=trusted, resume=bool(fields.optional("resume", bool)))
         fields.done()
         return config
 

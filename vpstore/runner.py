@@ -4,7 +4,8 @@ Place in the path: `objects.toml` names the runner; build asks it what goes into
 would run, and to run it. vpstore imports no recipe: it loads the runner by name, with the checkout's root first on the
 path.
 Invariants: `prepare` and `environment` are fast and load no tensor library; `produce` writes only into its scratch
-folder.
+folder; whatever the module does, the runner that `load_runner` gives raises errors of ours (or Ctrl-C, or what the disk
+refuses).
 
 Example:
     runner = load_runner(checkout); prepared = runner.prepare(checkout, "vpMoE", "smoke")
@@ -15,16 +16,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
+from vpstore.project_code import checked, project_code
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
+from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic
 
 __all__ = [
@@ -120,6 +124,8 @@ class Runner(Protocol):
     ) -> Staged:
         """Run the recipe.
 
+        Args:    scratch: an empty folder; with `resume = true` in [tool.vpstore], one in which an earlier run of the
+                 same key may have left things, whole or not, when it was killed or failed.
         Raises:  RecipeRefused, GateMissed.
         """
 
@@ -151,21 +157,81 @@ def load_runner(checkout: Checkout) -> Runner:
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
     _drop_stale_bytecode(checkout.root / name.split(".")[0])
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "the runner cannot be imported",
-            where=f"{checkout.config.objects}: runner",
-            expected=f"module {name} under {root}",
-            found=str(error),
-            next_step="install the project's own dependencies (make repro does), or correct `runner`",
-        ) from error
-    missing = [part for part in ("prepare", "environment", "produce") if not callable(getattr(module, part, None))]
+    with project_code(f"the runner {name}", checkout.root):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                "the runner cannot be imported",
+                where=f"{checkout.config.objects}: runner",
+                expected=f"module {name} under {root}",
+                found=str(error),
+                next_step="install the project's own dependencies (make repro does), or correct `runner`",
+            ) from error
+    _refuse_lacking(module, "prepare", "environment", "produce")
+    return _Guarded(checkout.root, module)
+
+
+def _refuse_lacking(module: ModuleType, *parts: str) -> None:
+    missing = [part for part in parts if not callable(getattr(module, part, None))]
     if missing:
         next_step = "add them to the runner module; vpstore/runner.py says what each does"
-        raise UsageError("the runner lacks functions", where=name, found=", ".join(missing), next_step=next_step)
-    return cast(Runner, module)
+        raise UsageError(
+            "the runner lacks functions", where=module.__name__, found=", ".join(missing), next_step=next_step
+        )
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """The functions of a runner module, each of whose failures is an error of ours."""
+
+    root: Path
+    module: Any  # the project's, with whatever functions it has
+
+    def prepare(self, checkout: Checkout, object: str, stage: str) -> Prepared:
+        what, files = f"prepare for {object}@{stage}", _configuration(checkout, StageRef(object, stage))
+        with project_code(what, self.root, files=files):
+            found = self.module.prepare(checkout, object, stage)
+        return cast(Prepared, checked(found, Prepared, what))
+
+    def environment(self, prepared: Prepared) -> dict[str, str]:
+        what = f"environment for {prepared.recipe_entry}"
+        with project_code(what, self.root):
+            found = self.module.environment(prepared)
+        return cast(dict[str, str], checked(found, Mapping, what))
+
+    def produce(
+        self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: ProgressFunction
+    ) -> Staged:
+        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
+            found = self.module.produce(prepared, inputs, scratch, progress)
+        return cast(Staged, checked(found, Staged, f"produce for {prepared.recipe_entry}"))
+
+    def recompute(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, ResolvedInput],
+        selection: Selection,
+        scratch: Path,
+        progress: ProgressFunction,
+    ) -> Staged:
+        _refuse_lacking(self.module, "recompute")
+        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
+            found = self.module.recompute(prepared, inputs, selection, scratch, progress)
+        return cast(Staged, checked(found, Staged, f"recompute for {prepared.recipe_entry}"))
+
+    def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
+        _refuse_lacking(self.module, "param_keys")
+        what, files = f"param_keys for {object}@{stage}", _configuration(checkout, StageRef(object, stage))
+        with project_code(what, self.root, files=files):
+            found = self.module.param_keys(checkout, object, stage)
+        return cast(dict[str, list[str]], checked(found, Mapping, what))
+
+
+def _configuration(checkout: Checkout, ref: StageRef) -> Iterator[Path]:
+    """The files that a stage declares, read only if something went wrong."""
+    declared = checkout.objects.stage(ref)
+    yield from (checkout.root / path for path in (*declared.config, *declared.sources.values()))
 
 
 def _drop_stale_bytecode(package: Path) -> None:

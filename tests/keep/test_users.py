@@ -252,6 +252,20 @@ def test_what_a_recipe_shut_is_shared_all_the_same(office: Team, umask: int, gro
 
 
 @as_root
+@pytest.mark.parametrize("resume", ["", "resume = true\n"])
+def test_what_a_killed_recipe_shut_stops_nobody(office: Team, resume: str) -> None:
+    log = office.folder / "log"
+    ada, bob = (with_shut_files(person(office, name, user)) for name, user in (("ada", ADA), ("bob", BOB)))
+    for member in (ada, bob):
+        with (member.root / "pyproject.toml").open("a") as table:
+            table.write(resume)
+    become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
+    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+    become(BOB, commands(bob, ["build", "seed", "plant@sprout"], ["verify", "--all"]), umask=0o002, log=log)
+    assert list((office.root / "work").iterdir()) == []
+
+
+@as_root
 @pytest.mark.parametrize("what", ["blob", "folder"])
 def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what: str) -> None:
     log = office.folder / "log"

@@ -19,6 +19,7 @@ profiles = "configs/profiles"
 lock = "vpstore.lock"
 weights = "weights"
 reports = "reports"
+resume = true
 """
 OBJECTS = """
 format = 1

@@ -29,11 +29,29 @@ def test_a_missed_gate_publishes_nothing(built: Project) -> None:
     assert list((built.store / "tmp").iterdir()) == []
 
 
-def test_a_scratch_folder_is_found_again_and_goes_when_the_build_is_done(project: Project) -> None:
+def test_a_runner_that_resumes_finds_its_scratch_folder_again_and_it_goes_when_the_build_is_done(
+    project: Project,
+) -> None:
+    edit(project, "pyproject.toml", 'reports = "reports"', 'reports = "reports"\nresume = true')
     project.run("build", "seed")
     edit(project, "small/grow.py", "if step < 0:", 'if (scratch / "attempts.txt").read_text() == "x":')
     project.run("build", "plant@sprout", code=20)
     project.run("build", "plant@sprout")
+    assert list((project.store / "work").iterdir()) == []
+
+
+def test_any_other_runner_begins_in_an_empty_folder(project: Project) -> None:
+    project.run("build", "seed")
+    empty = '    assert os.listdir(scratch) == ["attempts.txt"]\n'
+    edit(project, "small/grow.py", "    step = prepared", f"{empty}    step = prepared")
+    edit(project, "small/grow.py", "if step < 0:", 'if os.environ.get("SMALL_STOP"):')
+    project.run("build", "plant@sprout", code=20, SMALL_STOP="1")
+    [scratch] = (project.store / "work").iterdir()
+    assert (scratch / "attempts.txt").read_text() == "x"  # kept to be looked at
+    (scratch / "stray" / "deep").mkdir(parents=True)
+    (scratch / "stray" / "link").symlink_to(project.root)
+    project.run("build", "plant@sprout")
+    assert (project.root / "small" / "run.py").is_file()  # what a link leads to is no part of the folder
     assert list((project.store / "work").iterdir()) == []
 
 
@@ -99,6 +117,7 @@ def test_an_interrupted_build_changes_nothing_and_is_taken_up(
     assert process.returncode == (130 if sent == signal.SIGINT else -9)
     if sent == signal.SIGINT:
         assert "nothing was published" in errors
+        assert "vpstore build plant@bloom begins anew" in errors
         assert "Traceback" not in errors
     assert built.listing() == before
     assert not built.json("build", "plant")["builds"][0]["cached"]

@@ -28,6 +28,7 @@ profiles = "configs/profiles"
 lock = "vpstore.lock"
 weights = "weights"
 reports = "reports"
+resume = true
 """
 # A recipe of the test's own: takes its sources over as they are.
 TAKE_OVER = '''

@@ -2,7 +2,8 @@
 
 Place in the path: `vpstore` on the command line is `main` here. Commands live beside this.
 Invariants: exit codes are the error classes'; an error of ours never shows a traceback, one that is not ours always
-does; importing this loads no verb, so `vpstore --help` is quick.
+does, and a failure of the project's code comes below its lines; importing this loads no verb, so `vpstore --help` is
+quick.
 
 Example:
     main(["resolve", "vpDense"])
@@ -129,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _report(error: VpstoreError, given: Sequence[str]) -> int:
     if "--json" in given:
         print_json(error_document(error))
+    if error.trace:
+        click.echo(error.trace, err=True)
     click.echo(str(error), err=True)
     return error.exit_code
 

@@ -49,13 +49,26 @@ def run(job: Job, narrator: Narrator, *, advice: str) -> Result:
         finally:
             process.kill()
     if found is None:
-        raise VpstoreError(
+        raise _ended(job, process.returncode)
+    return _outcome(job, found, advice)
+
+
+def _ended(job: Job, code: int) -> VpstoreError:
+    """Why there is no last message: somebody killed the process, or the recipe ended it."""
+    where = job.prepared.recipe_entry
+    if code < 0:
+        return VpstoreError(
             "the process that ran the recorded recipe was killed",
-            where=job.prepared.recipe_entry,
-            found=f"signal {-process.returncode}" if process.returncode < 0 else f"exit {process.returncode}",
+            where=where,
+            found=f"signal {-code}",
             next_step="most often the system ran out of memory: give it more, or sample with fewer tensors",
         )
-    return _outcome(job, found, advice)
+    return VpstoreError(
+        "the process that ran the recorded recipe ended before there was a result",
+        where=where,
+        found=f"exit {code}",
+        next_step="look for os._exit in the recipe and in what it calls: an exception would say what is wrong",
+    )
 
 
 def _converse(process: subprocess.Popen[bytes], job: Job, narrator: Narrator) -> dict[str, Any] | None:

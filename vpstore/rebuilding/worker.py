@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vpstore.errors import UsageError, VpstoreError
+from vpstore.project_code import left
 from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
@@ -153,10 +154,17 @@ def main() -> None:
         result = perform(job, lambda label, done, total: send("progress", [label, done, total]))
         send("result", result.to_json())
     except VpstoreError as error:
-        send("error", {"kind": type(error).__name__, **{name: getattr(error, name) for name in ERROR_FIELDS}})
+        send("error", _fields(error))
+    except SystemExit as leaving:
+        traceback.print_exc()
+        send("error", _fields(left(leaving, job.prepared.recipe_entry, job.tree)))
     except Exception as error:  # whatever old recipes and a newer frame do to each other
         traceback.print_exc()
         send("failure", f"{type(error).__name__}: {error}"[:2000])
+
+
+def _fields(error: VpstoreError) -> dict[str, str]:
+    return {"kind": type(error).__name__, **{name: getattr(error, name) for name in ERROR_FIELDS}}
 
 
 def _line() -> bytes:

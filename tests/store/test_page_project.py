@@ -6,13 +6,19 @@ Its files are those of the page, as they stand there; only the faults are a test
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_project import REPOSITORY, Project
+
+from vpstore.checkout import Checkout
+from vpstore.errors import VpstoreError
+from vpstore.project_code import project_code
 
 PAGE = (REPOSITORY / "docs" / "OWN_PROJECT.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w./]+)`[^\n]*(?:\n[^`\n][^\n]*)*\n\n```\w*\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -188,3 +194,19 @@ def test_what_does_not_parse_stops_only_what_needs_it(garden: Project, case: str
     [failed] = [check for check in garden.json("doctor", code=1)["checks"] if not check["ok"]]
     assert failed["name"] == ("runner" if "runner" in case else "recipes")
     assert where in failed["detail"]
+
+
+def test_a_library_that_meets_a_full_disk_in_its_own_words_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free in (1 << 30, 5000):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        with pytest.raises(VpstoreError) as caught, project_code("garden.sow", tmp_path, scratch=tmp_path):
+            raise RuntimeError("I/O error: os error 28")
+        assert ("free space" in caught.value.next_step) == (free == 5000)
+        assert "I/O error: os error 28" in caught.value.trace
+
+
+def test_this_repository_takes_up_what_an_interruption_left() -> None:
+    assert Checkout.find(REPOSITORY).config.resume
+    assert "resume" not in FILES["pyproject.toml"]  # the page's runner does not

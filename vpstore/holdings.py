@@ -155,11 +155,16 @@ def _shown(view: Path) -> Digest | None:
     path = view / MANIFEST_FILE
     try:
         if path.is_symlink():
-            match = _BLOB.fullmatch(os.readlink(path))
-            return Digest.from_hex(match[1] + match[2]) if match else None
+            return linked_blob(os.readlink(path))
         return Digest.of(path.read_bytes())
     except OSError:
         return None
+
+
+def linked_blob(text: str) -> Digest | None:
+    """The blob that a view's link names by its text, whichever store it leads to; None if it is no such link."""
+    match = _BLOB.fullmatch(text)
+    return Digest.from_hex(match[1] + match[2]) if match else None
 
 
 def _read_lock(path: Path, found: Holdings) -> None:

@@ -126,7 +126,7 @@ def test_a_changed_view_is_noticed_and_shown_anew(built: Project, change: str) -
     assert not (view / "notes.txt").exists()
     assert not (view / "reports").is_symlink()
     kept = [path for path in view.parent.iterdir() if ".changed-" in path.name]
-    assert len(kept) == (1 if change in ("edited", "foreign") else 0)  # what a person wrote is not thrown away
+    assert len(kept) == (0 if change in ("missing", "retargeted") else 1)  # what a person made is not thrown away
     built.run("verify", "plant")
 
 

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,10 +167,12 @@ def _view_faults(work: Workspace, stage: StageRef, *, full: bool) -> list[Fault]
         return []
     manifest = work.store.manifest(pointer.artifact)
     view = view_path(work, manifest)
-    if not view.exists():
+    if not os.path.lexists(view):
         return []
     where = f"{stage}: view {work.checkout.relative(view)}"
     return [
         Fault(f"{where}/{path}", "the artifact's file", "missing, changed or foreign")
+        if path
+        else Fault(where, "a folder that shows the artifact", "a symbolic link" if view.is_symlink() else "no folder")
         for path in view_faults(work, manifest, full=full)
     ]

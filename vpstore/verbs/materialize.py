@@ -3,7 +3,8 @@
 Place in the path: resolve -> **view** -> whoever reads checkpoints. A view is named by its artifact's digest and holds
 the artifact's files, `artifact.json` (the manifest), and beside it a file of its attestations.
 Invariants: never a hard link; reflink where the file system has it, else symbolic link, else copy; a view appears
-whole; a changed view is set aside, not deleted, before a new one takes its place; the store need only be readable.
+whole; whatever lies in its place and was not made here is set aside, not deleted, before a new one takes that place; no
+link is followed out of a view; the store need only be readable.
 
 Example:
     path = materialize(work, manifest)
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
 from vpstore.errors import VpstoreError
-from vpstore.holdings import view_name
+from vpstore.holdings import linked_blob, view_name
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.storage import atomic
@@ -48,14 +50,23 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
             atomic.make_directory(view.parent)
             # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
             with Locks(view.parent).exclusive(LOCK):
-                faults = view_faults(work, manifest)  # another process may have mended it meanwhile
-                if faults:
-                    _replace(work, manifest, view, faults=faults)
-        lines = [statement.encode() for statement in work.store.attestations.of(manifest.digest)]
-        atomic.write_if_different(
-            view.with_name(view.name + ATTESTATIONS_SUFFIX), b"".join(line + b"\n" for line in lines)
-        )
+                if view_faults(work, manifest):  # else another process has mended it meanwhile
+                    _replace(work, manifest, view)
+        _write_attestations(work, manifest, view.with_name(view.name + ATTESTATIONS_SUFFIX))
     return view
+
+
+def _write_attestations(work: Workspace, manifest: Manifest, path: Path) -> None:
+    """Write one line an attestation; what is there and says anything else is kept aside."""
+    lines = [statement.encode() for statement in work.store.attestations.of(manifest.digest)]
+    if os.path.lexists(path):
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+        if not is_file or not set(path.read_bytes().splitlines()) <= set(lines):
+            aside = _aside(path)
+            atomic.rename(path, aside)
+            names = [work.checkout.relative(name) for name in (path, aside)]
+            work.narrator.warn(f"{names[0]} said something else than the store's attestations; kept as {names[1]}")
+    atomic.write_if_different(path, b"".join(line + b"\n" for line in lines))
 
 
 def _register(work: Workspace, manifest: Manifest, view: Path) -> None:
@@ -77,9 +88,12 @@ def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> l
     """The paths in a view that are missing, foreign or not the artifact's, sorted; all of them if there is no view.
 
     Args:    full: read files that are not links, whatever the stamps say.
+    Returns: only "", for the view itself, if something else than a folder lies there; a link is not followed.
     """
     view = view_path(work, manifest)
     expected = _expected(manifest)
+    if _is_no_folder(view):
+        return [""]
     present = set(_files_below(view))
     faults = [path for path in expected if path not in present]
     faults += [path for path in present if path not in expected]
@@ -93,18 +107,31 @@ def _expected(manifest: Manifest) -> dict[str, Digest]:
     return {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
 
 
+def _is_no_folder(view: Path) -> bool:
+    """Whether something lies at the path that is no folder: a file, a pipe, a link to wherever."""
+    return os.path.lexists(view) and not stat.S_ISDIR(view.lstat().st_mode)
+
+
 def _files_below(view: Path) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(view):
+    """Everything in a folder that is no folder, and those folders that cannot be looked into; no link is followed."""
+    found: list[Path] = []
+
+    def shut(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            found.append(Path(error.filename))
+
+    for folder, folders, files in os.walk(view, onerror=shut):
         linked = [name for name in folders if (Path(folder) / name).is_symlink()]
-        found += [(Path(folder) / name).relative_to(view).as_posix() for name in (*files, *linked)]
-    return found
+        found += [Path(folder) / name for name in (*files, *linked)]
+    return [path.relative_to(view).as_posix() for path in found]
 
 
 def _shows(work: Workspace, path: Path, digest: Digest, *, full: bool) -> bool:
     """Whether one entry is the blob: a link to it, or a file with its bytes."""
     if path.is_symlink():
         return os.readlink(path) == _link_text(work, path, digest)
+    if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for
+        return False
     stamps = work.store.blobs.stamps
     if not full and stamps.holds(path, digest):
         return True
@@ -130,7 +157,7 @@ def _home(path: Path) -> str:
     return os.path.realpath(path.parent)
 
 
-def _replace(work: Workspace, manifest: Manifest, view: Path, *, faults: list[str]) -> None:
+def _replace(work: Workspace, manifest: Manifest, view: Path) -> None:
     """Build a whole view under a temporary name beside the old one, then swap."""
     for path, digest in sorted(_expected(manifest).items()):
         work.store.blobs.open(digest, what=f"{manifest.ref}, {path}").close()  # nobody may have kept gc away till now
@@ -141,9 +168,8 @@ def _replace(work: Workspace, manifest: Manifest, view: Path, *, faults: list[st
             atomic.make_directory((fresh / path).parent)
             _show(work, fresh / path, digest)
         atomic.fsync_directory(fresh)
-        if view.is_symlink() or view.exists():
-            aside = view.with_name(f"{view.name}.changed-{fresh.name.lstrip('.')}")
-            _set_aside(work, view, aside, faults=faults)
+        if os.path.lexists(view):
+            _set_aside(work, manifest, view)
         atomic.rename(fresh, view)
     finally:
         atomic.remove_tree(fresh)
@@ -162,13 +188,35 @@ def _show(work: Workspace, path: Path, digest: Digest) -> None:
         atomic.copy(blob, path)
 
 
-def _set_aside(work: Workspace, view: Path, aside: Path, *, faults: list[str]) -> None:
-    """Keep what a person may have put into a view; drop what only lacks files or has broken links."""
-    is_somebodys = any((view / path).is_file() and not (view / path).is_symlink() for path in faults)
+def _set_aside(work: Workspace, manifest: Manifest, view: Path) -> None:
+    """Keep what a person may have put into a view or in its place; drop what only lacks files or has broken links."""
+    expected, aside = _expected(manifest), _aside(view)
+    present = [path for path in view_faults(work, manifest) if os.path.lexists(view / path)]  # as it is by now
+    somebodys = [path for path in present if not _is_own_link(work, view / path, expected.get(path))]
     atomic.rename(view, aside)
-    if is_somebodys:
-        work.narrator.warn(
-            f"a view was changed and is kept as {work.checkout.relative(aside)}: {', '.join(faults[:5])}"
-        )
-    else:
+    if not somebodys:
         atomic.remove_tree(aside)
+        return
+    kept = f"is kept as {work.checkout.relative(aside)}"
+    if somebodys == [""]:
+        work.narrator.warn(f"{work.checkout.relative(view)} was no view, and what lay there {kept}")
+    else:
+        work.narrator.warn(f"a view was changed and {kept}: {', '.join(somebodys[:5])}")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.changed-{atomic.temporary_name(path.parent).name}")
+
+
+def _is_own_link(work: Workspace, path: Path, digest: Digest | None) -> bool:
+    """Whether an entry is a link as vpstore makes them: at a path of the artifact, to a blob of this store.
+
+    A link to the artifact's own blob in another store is one, too: the store was moved.
+    """
+    if digest is None or not path.is_symlink():
+        return False
+    text = os.readlink(path)
+    named = linked_blob(text)
+    if named is None:
+        return False
+    return named == digest or os.path.realpath(path.parent / text) == os.path.realpath(work.store.blobs.path(named))

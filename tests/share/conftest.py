@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-# The two projects and the server that speaks S3 live there.
-sys.path += [str(TESTS / "store"), str(TESTS / "dvc"), str(TESTS / "remote")]
+# The two projects, the server that speaks S3 and keys for signing live there.
+sys.path += [str(TESTS / name) for name in ("store", "dvc", "remote", "sign")]
 
 import small_project  # noqa: E402
 from remote_places import S3Server  # noqa: E402

@@ -211,14 +211,19 @@ class Project:
         kept |= {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1"}
         return {**kept, **self.environment, **more}
 
-    def run(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    def outcome(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, however it ends."""
         folder = self.cache / "output"
         folder.mkdir(parents=True, exist_ok=True)
         found, out, err = server().run(
             list(arguments), cwd=self.root, environment=self.variables(**more), folder=folder
         )
-        assert found == code, f"{arguments}: exit {found}\n{out}\n{err}"
         return subprocess.CompletedProcess(arguments, found, out, err)
+
+    def run(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+        done = self.outcome(*arguments, **more)
+        assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
     def json(self, *arguments: str, code: int = 0, **more: str) -> Any:
         document = json.loads(self.run(*arguments, "--json", code=code, **more).stdout)

@@ -177,6 +177,7 @@ def hold_to_name(wanted: Wanted, manifest: Manifest) -> None:
             where=f"{wanted.label}, {wanted.artifact}",
             expected=str(wanted.ref or wanted.object),
             found=str(manifest.ref),
+            next_step=_right_name(wanted, manifest),
         )
     if wanted.entry is not None and (found := LockEntry.of(manifest)) != wanted.entry:
         differing = [name for name, a, b in zip(found._fields, wanted.entry, found, strict=True) if a != b]
@@ -187,3 +188,15 @@ def hold_to_name(wanted: Wanted, manifest: Manifest) -> None:
             found=", ".join(f"{name} {getattr(found, name).short}" for name in differing),
             next_step="look at the history of the lock: it was not written by `vpstore lock`",
         )
+
+
+def _right_name(wanted: Wanted, manifest: Manifest) -> str:
+    """What to do about a name that leads to the artifact of another: the artifact itself may be whole."""
+    if wanted.entry is not None:
+        return (
+            f"the lock's entry of {wanted.label} is wrong: look at its history and `git restore` it, or "
+            f"`vpstore lock {wanted.label}` where the right one is built"
+        )
+    if wanted.ref is not None:
+        return f"vpstore build {wanted.ref} writes the pointer anew"
+    return f"call it {manifest.object}#{manifest.digest.hex[:12]}"

@@ -101,7 +101,8 @@ def _elsewhere(run: _Sending) -> set[Digest]:
         if artifact not in there and artifact not in told:
             run.report.failures.append(error)
     for error in run.report.failures:
-        error.advise("vpstore repair --from REMOTE, or build it again")
+        if isinstance(error, (BlobMissing, DigestMismatch)):
+            error.advise(_have_again(error.where.partition(":")[0]))
     return there
 
 
@@ -124,14 +125,14 @@ def _read_back(run: _Sending, blobs: Sequence[Digest]) -> dict[Digest, int]:
 def _start_blobs(run: _Sending) -> None:
     """Hand every blob that the remote lacks to the crew, in the order in which artifacts can be finished."""
     stated = run.lineage.sizes()
-    for digest, what in run.lineage.blobs().items():
+    for digest in run.lineage.blobs():
         path = run.work.store.blobs.path(digest)
         here = path.stat().st_size if path.is_file() else None
         size = stated.get(digest, here)  # None: nobody here knows it, and the remote's word is taken
         if digest in run.there and (run.report.is_deep or size in (None, run.there[digest])):
             run.report.present += 1
         elif here is None:
-            run.lacking[digest] = _missing(run, digest, what)
+            run.lacking[digest] = _missing(run, digest)
         elif run.report.is_dry_run:
             run.planned[digest] = here
         else:
@@ -143,12 +144,18 @@ def _upload(run: _Sending, digest: Digest, path: Path) -> None:
     run.remote.upload(blob_name(digest), path, digest, moved=run.crew.moved)
 
 
-def _missing(run: _Sending, digest: Digest, what: str) -> BlobMissing:
+def _have_again(label: str) -> str:
+    """What to do about bytes of an artifact, or by its label of an input of one, that are damaged or missing here."""
+    name, _, part = label.partition(",")
+    ref = name.split(" ")[0]  # "vpDense@expand of the lock"
+    return f"vpstore repair {ref} --from REMOTE; if none has it, vpstore build {'--all' if part else ref} --force"
+
+
+def _missing(run: _Sending, digest: Digest) -> BlobMissing:
     return BlobMissing(
         "neither this store nor the remote has a blob",
         where=str(run.work.store.blobs.path(digest)),
         expected=digest,
-        next_step=f"vpstore repair {what.split(',')[0]} --from another remote, or build it again",
     )
 
 
@@ -159,6 +166,8 @@ def _is_sent(run: _Sending, manifest: Manifest) -> bool:
         if (error := _failure(run, digest)) is not None:
             told = copy(error)
             told.where = f"{manifest.ref}, {what}: {error.where}"
+            if isinstance(error, (BlobMissing, DigestMismatch)):
+                told.next_step = _have_again(str(manifest.ref))
             failures.append(told)
     run.report.failures += failures
     return not failures
@@ -177,8 +186,6 @@ def _failure(run: _Sending, digest: Digest) -> VpstoreError | None:
     if error is None:
         _note(run, blob_name(digest), run.work.store.blobs.path(digest).stat().st_size)
         return None
-    if isinstance(error, DigestMismatch):
-        error.advise("vpstore repair --from REMOTE, or `vpstore build --force` makes the object again")
     run.lacking[digest] = error
     return error
 
@@ -205,6 +212,7 @@ def _send_documents(run: _Sending, manifest: Manifest, there: Names) -> None:
         try:
             store.attestations.read(path)
         except VpstoreError as error:  # damaged: not worth sending, and not worth holding the artifact back
+            error.next_step = f"vpstore repair {manifest.ref}"
             run.report.failures.append(error)
             continue
         _write_unless_there(run, attestations_prefix(artifact) + path.name, path.read_bytes(), there)

@@ -32,7 +32,6 @@ from vpstore.storage.remotes.base import Remote, blob_name
 from vpstore.workspace import Workspace
 
 _NO_COPY = (BlobMissing, DigestMismatch, BadManifest)  # what the source has to say of a blob that it cannot give
-REBUILD = "vpstore build --force makes it again, or vpstore resolve --rebuild"
 
 
 @dataclass
@@ -149,11 +148,14 @@ def _is_vouched(run: _Repair, artifact: Digest, trust: Trust) -> bool:
 def _lose_manifest(run: _Repair, artifact: Digest, label: str, error: VpstoreError) -> None:
     found = run.fault(artifact)
     where = f"{label}, manifest ({error.what})"
-    run.report.add(where, blob_name(artifact), found=found, action="lost", next_step=_next_step(run))
+    run.report.add(where, blob_name(artifact), found=found, action="lost", next_step=_next_step(run, label))
 
 
-def _next_step(run: _Repair) -> str:
-    return REBUILD if run.source is not None else f"name another store or remote; else {REBUILD}"
+def _next_step(run: _Repair, label: str) -> str:
+    ref, _, part = label.partition(", input ")
+    what = "--all" if part else f"{ref} --force"  # what an input was built as, only its own manifest says
+    rebuild = f"vpstore build {what} makes it again, or vpstore resolve {ref} --rebuild"
+    return rebuild if run.source is not None else f"name another store or remote; else {rebuild}"
 
 
 def _mend_blobs(run: _Repair, lineage: Lineage) -> None:
@@ -197,7 +199,7 @@ def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -
         run.report.failures.append(error)
         return
     where = f"{what} ({error.what})"
-    run.report.add(where, name, found=found, action="lost", next_step=_next_step(run))
+    run.report.add(where, name, found=found, action="lost", next_step=_next_step(run, what.split(",")[0]))
 
 
 def _mend_manifest(run: _Repair, manifest: Manifest, *, label: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
-from vpstore.sharing.inspection import about
+from vpstore.sharing.inspection import ObjectFault, about
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.plan import Lineage, Wanted, registered
 from vpstore.sharing.report import Report
@@ -59,5 +59,12 @@ def _tell_remote(remote: Remote, lineage: Lineage, sent: Report, report: Repaire
         for fault in about(remote, manifest):
             # On a dry run the faults that would be mended are still there; a folder's is that of its files.
             if not any(name.startswith(fault.name) for name in mended):
-                step = "this store has no healthy one; pull does not believe what is there"
+                step = _next_step(fault, str(manifest.ref))
                 report.add(lineage.labels[artifact], fault.name, found=fault.found, action="lost", next_step=step)
+
+
+def _next_step(fault: ObjectFault, ref: str) -> str:
+    """What ends a fault of which this store has nothing better."""
+    if fault.found in (MISSING, "none"):
+        return f"vpstore repair {ref} --from where it is whole, or vpstore build {ref} --force; then this once more"
+    return "this store has no healthy one; pull does not believe what is there: remove it from the remote"

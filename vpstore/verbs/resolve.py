@@ -61,15 +61,8 @@ def verified_manifest(
     """
     try:
         manifest = work.store.manifest(artifact, what=str(stage))
-        if manifest.ref != stage:
-            raise BadManifest(
-                "an artifact is of another object or stage",
-                where=f"{stage}, {artifact}",
-                expected=str(stage),
-                found=str(manifest.ref),
-            )
         needed = {row.digest: row.path for row in manifest.files} if is_input else manifest.blobs()
-        for digest, what in needed.items():
+        for digest, what in needed.items() if manifest.ref == stage else ():
             work.store.blobs.ensure(digest, what=f"{stage}, {what}", full=full)
     except VpstoreError as error:
         is_known = work.store.blobs.has(artifact)
@@ -82,6 +75,14 @@ def verified_manifest(
             )
         )
         raise
+    if manifest.ref != stage:
+        raise BadManifest(
+            "an artifact is of another object or stage",
+            where=f"{stage}, {artifact}",
+            expected=str(stage),
+            found=str(manifest.ref),
+            next_step=f"vpstore build {stage} writes its pointer anew; if the lock names it, the lock is wrong",
+        )
     return manifest
 
 

@@ -38,6 +38,7 @@ class Verification:
     is_quick: bool = False  # a valid stat stamp stands for reading a blob that nothing but its digest is wanted of
     faults: set[Fault] = field(default_factory=set)
     read_bytes: int = 0
+    told: set[Path | Digest] = field(default_factory=set)  # key files, and attested artifacts, seen to under a ref
     _state: dict[Digest, str] = field(default_factory=dict)  # what is wrong with a blob, "" if nothing
 
     def read_ahead(self, digests: Iterable[Digest]) -> None:
@@ -150,11 +151,13 @@ def verifiable(work: Workspace) -> tuple[StageRef, ...]:
 
 def _verify_ref(run: Verification, ref: StageRef) -> None:
     work = run.work
+    what = "a sound pointer"
     try:
         pointer = work.checkout.pointers.read(ref)
+        what = "a sound lock"
         entry = work.checkout.lock().entry(work.checkout.profile, ref)
     except VpstoreError as error:
-        run.add(f"{ref}: {error.where}", expected=error.expected or "a sound pointer", found=error.found or error.what)
+        run.add(f"{ref}: {error.where}", expected=error.expected or what, found=error.found or error.what)
         return
     if pointer is not None:
         artifact, claimed = pointer.artifact, pointer.key
@@ -170,6 +173,7 @@ def _verify_ref(run: Verification, ref: StageRef) -> None:
         run.add(f"{ref}: manifest", expected=str(ref), found=str(manifest.ref), blob=artifact)
     if manifest.build.key() != claimed:
         run.add(f"{ref}: pointer", expected=manifest.build.key(), found=claimed)
+    run.told.add(work.store.keys.folder(manifest.build.key()) / artifact.hex)
     if manifest.digest not in work.store.keys.artifacts(manifest.build.key()):
         run.add(f"{ref}: key file", expected=f"{manifest.build.key()} -> {artifact}", found="missing or damaged")
     _verify_attestations(run, artifact, label=str(ref))
@@ -263,6 +267,7 @@ def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> 
 
 def _verify_attestations(run: Verification, artifact: Digest, *, label: str) -> None:
     count = 0
+    run.told.add(artifact)
     for path in run.work.store.attestations.paths(artifact):
         try:
             run.work.store.attestations.read(path)
@@ -278,13 +283,16 @@ def _verify_attestations(run: Verification, artifact: Digest, *, label: str) -> 
 
 
 def _verify_store(run: Verification, blobs: Iterable[Digest]) -> None:
-    """Everything that lies in the store, also what no ref of this checkout leads to."""
-    store = run.work.store
+    """Everything else that lies in the store; what was said of it under a ref is not said again."""
+    store, told = run.work.store, {fault.blob for fault in run.faults}
     for digest in blobs:
-        _verify_blob(run, digest, where="store: blob")
+        if digest not in told:
+            _verify_blob(run, digest, where="store: blob")
     for path in store.blobs.strays():
         run.add(f"store: {path.relative_to(store.root)}", expected="a blob's name", found="a stray file")
     for path in store.keys.all():
+        if path in run.told:
+            continue
         try:
             store.keys.read(path)
         except VpstoreError as error:
@@ -292,7 +300,8 @@ def _verify_store(run: Verification, blobs: Iterable[Digest]) -> None:
             run.add(f"store: key {path.name}", expected=expected, found=found)
     with _going_on(run, "store"):
         for artifact in store.attestations.artifacts():
-            _verify_attestations(run, artifact, label=f"store: {artifact.short}")
+            if artifact not in run.told:
+                _verify_attestations(run, artifact, label=f"store: {artifact.short}")
     for damage in store.roots.damage():
         found = damage.found or damage.what
         run.add(f"store: {damage.where}", expected=damage.expected or "a sound root file", found=found)

@@ -87,6 +87,10 @@ class NoSuchRef(VpstoreError):
     meaning = "no such ref"
 
 
+class NoSuchTensor(NoSuchRef, KeyError):
+    """A name that none of an artifact's tensors has; a KeyError, too, as an open artifact is a mapping."""
+
+
 class BlobMissing(VpstoreError):
     """A manifest names bytes that the store does not hold."""
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from damage_tools import file_of, flip, shown, tensor_begin
 from small_project import Project
 
+import vpstore
+from vpstore.errors import DigestMismatch, NoSuchRef
 from vpstore.schema.canonical import canonical_bytes
 from vpstore.schema.digest import Digest
+
+if TYPE_CHECKING:
+    from vpstore.verbs.reading import Artifact
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -173,14 +179,37 @@ def test_a_stamp_is_not_believed_after_a_change_and_full_believes_none(built: Pr
     built.run("resolve", "plant", "--full", code=13)
 
 
-def test_open_gives_verified_tensors(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vpstore
-    from vpstore.errors import DigestMismatch, NoSuchRef
-
-    monkeypatch.chdir(built.root)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(built.cache))
+def opened(project: Project, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project.cache))
     monkeypatch.delenv("VPSTORE_ROOT", raising=False)
-    artifact = vpstore.open("plant#" + built.json("resolve", "plant")["artifact"][7:27])
+    return vpstore.open("plant#" + project.json("resolve", "plant")["artifact"][7:27])
+
+
+def test_an_open_artifact_is_a_mapping(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = opened(built, monkeypatch)
+    assert "nosuch" not in artifact
+    assert "kept" in artifact
+    assert 3 not in artifact
+    assert artifact.get("nosuch") is None
+    assert artifact.get("nosuch", 5) == 5
+    for name in ("nosuch", 3, None, ("a", "b")):
+        with pytest.raises(KeyError) as caught:
+            artifact[name]
+        assert isinstance(caught.value, NoSuchRef)
+        assert str(caught.value).startswith("error: no such tensor")
+        assert pickle.loads(pickle.dumps(caught.value)).rows() == caught.value.rows()
+    assert set(artifact.keys()) == {name for name, _ in artifact.items()} == {"body", "kept", "void"}
+    flip(built.blob(file_of(shown(built), "model.safetensors")["digest"]), tensor_begin(built, "body"))
+    assert "body" in artifact
+    with pytest.raises(DigestMismatch):
+        artifact.get("body")
+    with pytest.raises(DigestMismatch):
+        dict(artifact)
+
+
+def test_open_gives_verified_tensors(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = opened(built, monkeypatch)
     assert list(artifact) == ["body", "kept", "void"]
     kept = artifact["kept"]
     assert (kept.dtype, kept.shape, bytes(kept.data)) == ("U8", (32,), bytes(range(32)))

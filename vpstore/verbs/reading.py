@@ -2,7 +2,8 @@
 
 Place in the path: behind `vpstore.open`. Where `resolve` promises what it printed at the time it printed it, this
 checks each tensor's bytes against its own digest whenever it is read.
-Invariants: nothing is returned that does not match; no tensor library is needed, the bytes come as a memory view.
+Invariants: nothing is returned that does not match; damage never looks like absence; no tensor library is needed, the
+bytes come as a memory view.
 
 Example:
     tensor = vpstore.open("vpDense")["lm_head.weight"]; tensor.dtype, tensor.shape, tensor.data
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from vpstore.errors import DigestMismatch, NoSuchRef
+from vpstore.errors import DigestMismatch, NoSuchTensor
 from vpstore.lineage import tensor_rows
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, Manifest
@@ -47,14 +48,14 @@ class Artifact(Mapping[str, StoredTensor]):
     def __getitem__(self, name: str) -> StoredTensor:
         """Map and verify one tensor.
 
-        Raises:  NoSuchRef: no such tensor; BlobMissing, DigestMismatch: its bytes are not the artifact's.
+        Raises:  NoSuchTensor, which is a KeyError, too; BlobMissing, DigestMismatch: its bytes are not the artifact's.
         """
         if name not in self._rows:
-            meant = nearest(name, self._rows)
-            raise NoSuchRef(
+            meant = nearest(name, self._rows) if isinstance(name, str) else None
+            raise NoSuchTensor(
                 "no such tensor",
                 where=str(self.manifest.ref),
-                found=name,
+                found=str(name),
                 next_step=(f"did you mean {meant}? " if meant else "") + f"vpstore show {self.manifest.ref} --tensors",
             )
         file, row = self._rows[name]
@@ -75,6 +76,10 @@ class Artifact(Mapping[str, StoredTensor]):
             if size < row.end or row.begin == row.end:
                 return memoryview(b"")
             return memoryview(mmap.mmap(shard.fileno(), 0, access=mmap.ACCESS_READ))[row.begin : row.end]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the artifact has a tensor of this name; its bytes are not read."""
+        return name in self._rows
 
     def __iter__(self) -> Iterator[str]:
         """Tensor names, sorted."""

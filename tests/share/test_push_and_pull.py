@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from damage_tools import flip, truncate
@@ -182,13 +184,47 @@ def test_a_damaged_blob_here_is_reported_by_pull_and_left_to_repair(pair: Pair) 
     assert not list((pair.b.store / "quarantine").iterdir())
 
 
-def test_a_parent_that_the_remote_lost_is_reported_and_the_child_comes(pair: Pair) -> None:
-    manifest = store_of(pair.a).manifest(artifact_of(pair.a, "seed@main"))
-    remote_blob(pair, manifest.by_path["model.safetensors"].digest).unlink()
-    report = pair.b.json("pull", code=12)
-    assert [row["ref"] for row in report["artifacts"] if not row["complete"]] == ["seed@main"]
-    pair.b.run("resolve", "plant@bloom")
+@pytest.mark.parametrize(("damage", "code"), [(Path.unlink, 12), (truncate, 13)])
+@pytest.mark.parametrize("part", ["shard", "manifest"])
+def test_a_parent_that_the_remote_lost_is_reported_and_the_child_comes_without_a_pointer(
+    pair: Pair, damage: Callable[[Path], None], code: int, part: str
+) -> None:
+    manifest = store_of(pair.a).manifest(artifact_of(pair.a, "plant@sprout"))
+    digest = manifest.digest if part == "manifest" else manifest.by_path["model.safetensors"].digest
+    whole = remote_blob(pair, digest).read_bytes()
+    damage(remote_blob(pair, digest))
+    report = pair.b.json("pull", code=code)
+    rows = {row["ref"]: row for row in report["artifacts"]}
+    assert [ref for ref, row in rows.items() if not row["complete"]] == ["plant@sprout"]
+    lacking = ("plant@bloom", "reports@plant-sprout", "reports@plant-bloom")
+    assert {ref: row["lacks"] for ref, row in rows.items() if row["lacks"]} == dict.fromkeys(lacking, ["plant@sprout"])
+    said = pair.b.run("pull", code=code).stdout
+    assert f"lineage incomplete: plant@bloom  {artifact_of(pair.a, 'plant@bloom').short}, lacks plant@sprout" in said
+    assert pair.b.pointer("seed-main").exists()
+    assert not any(pair.b.pointer(ref.replace("@", "-")).exists() for ref in ("plant@sprout", *lacking))
+    for ref in lacking:
+        assert pair.b.json("resolve", ref)["artifact"] == artifact_of(pair.a, ref)
+    pair.b.run("resolve", "plant@sprout", code=12)
     assert not store_of(pair.b).blobs.has(manifest.digest)
+    pair.b.run("gc", "--grace", "0")  # the lock's entries keep what came
+    pair.b.run("resolve", "plant@bloom")
+    remote_blob(pair, digest).parent.mkdir(exist_ok=True)
+    remote_blob(pair, digest).unlink(missing_ok=True)
+    remote_blob(pair, digest).write_bytes(whole)
+    assert not any(row["lacks"] for row in pair.b.json("pull")["artifacts"])
+    assert recipes_run(pair.b, "build", "--all") == []
+    assert pair.b.json("audit", "reports@plant-bloom")["ok"]
+
+
+def test_a_pointer_that_is_there_stays_though_an_ancestor_is_lost(pair: Pair) -> None:
+    pair.b.run("pull")
+    digest = store_of(pair.b).manifest(artifact_of(pair.a, "seed@main")).by_path["model.safetensors"].digest
+    for path in (pair.b.blob(digest), remote_blob(pair, digest)):
+        path.unlink()
+    before = pair.b.pointer("plant-bloom").read_bytes()
+    rows = {row["ref"]: row["lacks"] for row in pair.b.json("pull", code=12)["artifacts"]}
+    assert rows["reports@plant-bloom"] == ["seed@main"]
+    assert pair.b.pointer("plant-bloom").read_bytes() == before
 
 
 def test_what_comes_from_a_donor_goes_like_anything_else(pair: Pair) -> None:

@@ -95,6 +95,10 @@ def _print_report(report: Report, *, verb: str, way: str, as_json: bool) -> None
         for shared in report.artifacts:
             if not shared.is_complete:
                 click.echo(f"incomplete: {shared.label}  {shared.artifact.short}")
+            elif shared.lacks:
+                click.echo(
+                    f"lineage incomplete: {shared.label}  {shared.artifact.short}, lacks {', '.join(shared.lacks)}"
+                )
         moved = f"{len(report.moved)} objects, {size_text(report.moved_bytes)}"
         click.echo(f"{done} {moved}, {way} {report.remote}; {report.present} were there")
     for text in report.refused:

@@ -61,6 +61,17 @@ class Lineage:
                 found.setdefault(digest, f"{self.labels[artifact]}, {what}")
         return found
 
+    def lacking(self, complete: Collection[Digest]) -> dict[Digest, tuple[str, ...]]:
+        """For every artifact, the labels of its ancestors that are not among the complete ones, parents first."""
+        missing: dict[Digest, dict[Digest, None]] = {}
+        for artifact, manifest in self.manifests.items():
+            above: dict[Digest, None] = {}
+            for row in manifest.build.inputs:
+                above |= missing.get(row.artifact, {})
+                above |= {} if row.artifact in complete else {row.artifact: None}
+            missing[artifact] = above
+        return {artifact: tuple(self.labels[row] for row in above) for artifact, above in missing.items()}
+
     def sizes(self) -> dict[Digest, int]:
         """The sizes that the manifests state: of files and intermediates; tables and recipe files have none."""
         found: dict[Digest, int] = {}

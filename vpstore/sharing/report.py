@@ -41,6 +41,7 @@ class Shared(NamedTuple):
     label: str
     artifact: Digest
     is_complete: bool  # all of it is now where it should be
+    lacks: tuple[str, ...] = ()  # the ancestors of an artifact that is complete itself of which something is missing
 
 
 @dataclass
@@ -72,7 +73,8 @@ class Report:
             "remote": self.remote,
             "dry_run": self.is_dry_run,
             "artifacts": [
-                {"ref": row.label, "artifact": row.artifact, "complete": row.is_complete} for row in self.artifacts
+                {"ref": row.label, "artifact": row.artifact, "complete": row.is_complete, "lacks": list(row.lacks)}
+                for row in self.artifacts
             ],
             "objects_moved": len(self.moved),
             "bytes_moved": self.moved_bytes,

@@ -167,7 +167,7 @@ def _is_sent(run: _Sending, manifest: Manifest) -> bool:
             told = copy(error)
             told.where = f"{manifest.ref}, {what}: {error.where}"
             if isinstance(error, (BlobMissing, DigestMismatch)):
-                told.next_step = _have_again(str(manifest.ref))
+                told.advise(_have_again(str(manifest.ref)))
             failures.append(told)
     run.report.failures += failures
     return not failures

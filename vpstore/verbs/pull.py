@@ -5,8 +5,9 @@ before anything is looked for, so that a `gc` at the same time takes nothing awa
 manifests, attestations and keys follow in the order of a publication, parents before children.
 Invariants: an artifact comes in only if somebody is believed who names it: the lock, a trusted key's signature, a
 person who typed all its digits, or this store, which has its manifest; claims and attestations only on the word of the
-lock or a signature (vpstore.sharing.trust); a damaged blob that is in the way is reported and left to `repair`; a
-pointer is written only where there is none, and only to what the lock names.
+lock or a signature (vpstore.sharing.trust); a damaged blob that is in the way is reported and left to `repair`; what is
+whole comes in though an ancestor of it cannot be had, which is said; a pointer is written only where there is none,
+only to what the lock names, and only if the whole lineage is here.
 
 Example:
     report = pull(work, agreed(work, None), remote, workers=8)
@@ -97,13 +98,19 @@ def _pull(task: _Task, workers: int) -> Report:
         with registered(run.store, run.lineage.manifests, needed, is_dry_run=task.is_dry_run):
             _start_blobs(run)
             complete = {artifact for artifact, manifest in run.lineage.manifests.items() if _finish(run, manifest)}
+            lacks = run.lineage.lacking(complete) if task.has_ancestors else {}
             if not task.is_dry_run:
                 run.store.blobs.stamp_written()
-                _point(task, complete)
+                _point(task, complete, {artifact for artifact, above in lacks.items() if not above})
     labels = run.lineage.labels
     told = {row.artifact for row in report.artifacts}
     ordered = [artifact for artifact in (*run.lineage.manifests, *run.lineage.unread) if artifact not in told]
-    report.artifacts += [Shared(labels[artifact], artifact, is_complete=artifact in complete) for artifact in ordered]
+    report.artifacts += [
+        Shared(
+            labels[artifact], artifact, artifact in complete, lacks.get(artifact, ()) if artifact in complete else ()
+        )
+        for artifact in ordered
+    ]
     return report
 
 
@@ -121,6 +128,7 @@ def _begin(task: _Task, crew: Crew, report: Report) -> _Pull:
     read = RemoteReader(work.store, remote)
     names, failures = rightly_named(believed, read)
     lineage = gather(names, read, ancestors=task.has_ancestors)
+    lineage.labels |= {row.artifact: row.label for row in task.wanted if row.artifact in lineage.unread}
     told = {row.artifact for row in believed}  # what is asked for may be an ancestor of something else that is, too
     unread = [error for artifact, error in lineage.unread.items() if artifact not in told]
     report.failures += [*failures, *unread]
@@ -219,10 +227,12 @@ def _failure(run: _Pull, digest: Digest) -> VpstoreError | None:
     return error
 
 
-def _point(task: _Task, complete: Collection[Digest]) -> None:
+def _point(task: _Task, complete: Collection[Digest], rooted: Collection[Digest]) -> None:
     """Register what this checkout has now, so that `gc` of any other keeps it; write the pointers that are missing.
 
     A pointer that is there says what was built here, and stays; so does one that cannot be read.
+
+    Args:    rooted: of which every ancestor is here; a pointer to anything else would say that it can be audited here.
     """
     work, profile = task.work, task.work.checkout.profile
     for row in task.wanted:
@@ -233,7 +243,7 @@ def _point(task: _Task, complete: Collection[Digest]) -> None:
         except VpstoreError as error:
             work.narrator.warn(f"{row.ref}: {error.what}; left as it is")
             continue
-        is_due = pointer is None and row.entry is not None and task.has_ancestors
+        is_due = pointer is None and row.entry is not None and row.artifact in rooted
         held = {lock_name(profile, row.ref): row.artifact} if row.entry is not None else {}
         held |= {pointer_name(profile, row.ref): row.artifact} if is_due else {}
         with work.changing(), atomic.disk_errors(work.checkout.views, "writing the pointer"):

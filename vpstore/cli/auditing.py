@@ -58,7 +58,7 @@ def audit(ref: str, *, profile: str | None, as_json: bool, **strict: bool) -> No
         leave(FaultsFound.exit_code)
 
 
-@command("graph", example="vpstore graph vpMoE --dot | dot -Tsvg > lineage.svg", codes=(10, 11))
+@command("graph", example="vpstore graph vpMoE --dot | dot -Tsvg > lineage.svg", codes=(10, 11, 14))
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--dot", "as_dot", is_flag=True, help="For Graphviz.")
 def graph(ref: str, *, as_dot: bool, profile: str | None, as_json: bool) -> None:

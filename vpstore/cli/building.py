@@ -78,7 +78,7 @@ def import_donor(name: str, path: Path, *, force: bool, dry_run: bool, profile: 
         _print_built(built)
 
 
-@command("lock", example="vpstore lock vpDense@expand", codes=(10, 11, 12, 13, 15, 20))
+@command("lock", example="vpstore lock vpDense@expand", codes=(10, 11, 12, 13, 14, 15, 20))
 @click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
 @click.option("--check", is_flag=True, help="Change nothing; fail if code or params are not the lock's.")
 @click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")

@@ -187,7 +187,10 @@ def test_leftovers_go_when_they_are_old_and_nobodys(team: Team, ada: Member, mon
     ada.gc()
     assert [path.exists() for path in files.values()] == [False, False, False, True]
     assert not files["scratch"].parents[1].exists()
-    ada.gc("--quarantine")
+    young = things(ada.json("gc", "--quarantine"), "quarantine")
+    assert young == {"quarantine": (False, "younger than the grace period")}
+    assert files["quarantine"].exists()
+    assert things(ada.gc("--quarantine"), "quarantine") == {"quarantine": (True, "was kept aside")}
     assert not files["quarantine"].exists()
 
 

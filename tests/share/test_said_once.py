@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from damage_tools import flip
 from two_checkouts import Pair, artifact_of, remote_blob, store_of
 
 from vpstore.schema.digest import Digest, apart
+from vpstore.storage.atomic import temporary_name
+from vpstore.storage.refusals import as_error
 
 
 @pytest.mark.parametrize("there", ["nothing", "a file"])
@@ -78,3 +83,70 @@ def test_a_damaged_manifest_is_no_namesake(pair: Pair) -> None:
     rows = pair.a.json("repair", f"plant#{sprout.hex}")["objects"]
     assert [row["action"] for row in rows] == ["replaced"]
     pair.a.run("resolve", f"plant#{sprout.hex}")
+
+
+def test_a_lock_that_names_another_stage_is_what_is_wrong(pair: Pair) -> None:
+    """Everything is whole: neither verify nor repair would find anything."""
+    lock = pair.b.root / "vpstore.lock"
+    document = json.loads(lock.read_text())
+    entries = document["profiles"]["tiny"]
+    entries["plant@bloom"] = entries["plant@sprout"]
+    lock.write_text(json.dumps(document, indent=2) + "\n")
+    (failure,) = [row for row in pair.b.json("pull", code=14)["failures"] if row["exit_code"] == 14]
+    assert "another object or stage" in failure["what"]
+    assert "the lock's entry of plant@bloom is wrong" in failure["next_step"]
+    assert "verify" not in failure["next_step"]
+    error = pair.b.json("resolve", "plant@bloom", code=14)["error"]
+    assert "the lock is wrong" in error["next_step"]
+    assert "verify" not in error["next_step"]
+
+
+def test_a_pointer_to_another_stage_is_written_anew_by_a_build(pair: Pair) -> None:
+    pointer = json.loads(pair.a.pointer("plant-bloom").read_text())
+    pointer["artifact"] = artifact_of(pair.a, "plant@sprout")
+    pair.a.pointer("plant-bloom").write_text(json.dumps(pointer))
+    for command in (["repair", "plant@bloom"], ["resolve", "plant@bloom"], ["push", "plant@bloom"]):
+        document = pair.a.json(*command, code=14)
+        row = document["error"] if "error" in document else document["failures"][0]
+        assert row["next_step"].startswith("vpstore build plant@bloom writes")
+    pair.a.run("build", "plant@bloom")
+    pair.a.run("resolve", "plant@bloom")
+
+
+def test_a_broken_lock_is_no_broken_pointer(pair: Pair) -> None:
+    pair.a.root.joinpath("vpstore.lock").write_text("{")
+    (fault,) = pair.a.json("verify", "plant", code=3)["faults"]
+    assert fault["where"].endswith("vpstore.lock")
+    assert fault["expected"] == "a sound lock"
+
+
+def test_push_counts_only_what_went_over_as_not_agreed(pair: Pair) -> None:
+    plant = pair.a.root / "configs" / "plant.toml"
+    plant.write_text("[sprout]\nstep = 1\n[bloom]\nstep = 7\n")
+    pair.a.run("build", "plant@bloom")
+    view = Path(pair.a.json("resolve", "plant")["path"])
+    flip((view / "model.safetensors").resolve(), 60)
+    done = pair.a.run("push", "plant@bloom", code=13)
+    assert "incomplete: plant@bloom" in done.stdout
+    assert "not what vpstore.lock says" not in done.stderr
+    pair.a.run("build", "plant@bloom", "--force")
+    assert "1 of what is sent is not what vpstore.lock says (plant@bloom)" in pair.a.run("push", "plant@bloom").stderr
+
+
+def test_a_refusal_names_the_folder_and_no_name_that_nobody_has_seen(pair: Pair) -> None:
+    tmp = pair.a.store / "tmp"
+    shutil.rmtree(tmp)
+    tmp.write_text("a file")
+    pair.a.pointer("plant-bloom").unlink()
+    error = pair.a.json("build", "plant@bloom", "--force", code=1)["error"]
+    assert error["where"] == str(tmp)
+    made_up = str(temporary_name(tmp))
+    for refused, where in (
+        (PermissionError(errno.EACCES, "", made_up), tmp),
+        (PermissionError(errno.EACCES, "", made_up, None, "/store/blobs/ab/cd"), "/store/blobs/ab/cd"),
+        (PermissionError(errno.EACCES, "", f"/views/.{Path(made_up).name}/reports/metrics.json"), "/views"),
+        (PermissionError(errno.EACCES, "", "/store/blobs"), "/store/blobs"),
+    ):
+        told = as_error(refused, "", "working")
+        assert told is not None
+        assert told.where == str(where)

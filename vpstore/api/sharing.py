@@ -53,9 +53,10 @@ def push(
     opened = _open(work, remote, may_be_absent=True)  # before anything is said: without a remote nothing else matters
     failures: list[VpstoreError] = []
     wanted = _built(work, refs, failures)
-    if unlocked := [row.label for row in wanted if row.ref is not None and row.entry is None]:
-        work.narrator.warn(_not_locked(unlocked))
     report = push_artifacts(work, wanted, opened, workers=_workers(jobs), is_dry_run=is_dry_run)
+    sent = {row.artifact for row in report.artifacts if row.is_complete}
+    if unlocked := [row.label for row in wanted if row.ref is not None and row.entry is None and row.artifact in sent]:
+        work.narrator.warn(_not_locked(unlocked))
     report.failures += failures
     return report
 

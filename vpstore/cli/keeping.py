@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, readable=False),
     help="A checkout that is gone for good.",
 )
-@click.option("--quarantine", is_flag=True, help="Delete damaged blobs that were kept aside, too.")
+@click.option("--quarantine", is_flag=True, help="Delete what was kept aside for longer than --grace, too.")
 @click.option("--despite-damage", is_flag=True, help="Go on though a needed manifest is damaged or lost.")
 @click.option("--verbose", "-v", is_flag=True, help="List each thing, as --dry-run does.")
 def gc(*, grace: str, forget: tuple[Path, ...], verbose: bool, profile: str | None, as_json: bool, **rest: Any) -> None:

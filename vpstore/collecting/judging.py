@@ -33,6 +33,7 @@ ASIDE: Final = "kept aside until --quarantine"
 FOREIGN: Final = "vpstore made no such file"
 UNROOTED: Final = "no root leads to it"
 ABANDONED: Final = "left by a process that ended"
+REPLACED: Final = "was kept aside"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class Plan:
         else:
             with leftovers.unused(self.store, leftover) as is_free:
                 ground = "" if is_free else BUSY
-        row = self._say(leftover.kind, leftover.path, stays=(ground, ground) if ground else None, going=ABANDONED)
+        going = REPLACED if leftover.kind == "quarantine" else ABANDONED
+        row = self._say(leftover.kind, leftover.path, stays=(ground, ground) if ground else None, going=going)
         if row.goes:
             self.leftovers.append((row, leftover))
 

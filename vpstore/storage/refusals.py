@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Final
 from vpstore.errors import BadManifest, VpstoreError
 from vpstore.storage import modes
 
+_TEMPORARY: Final = re.compile(r"\.?\d+-[0-9a-f]{16}(\.json)?")  # as `atomic.temporary_name` makes them
 _ADVICE: Final[Mapping[int, str]] = {
     errno.ENOSPC: "free space on this file system, then run the command again: what was stored is kept",
     errno.EDQUOT: "raise the quota, then run the command again: what was stored is kept",
@@ -45,16 +47,17 @@ def as_error(error: OSError, where: Path | str, doing: str) -> VpstoreError | No
     if advice is None:
         return None
     what = f"{doing} failed: {os.strerror(error.errno or 0)}"
-    place = str(_named(error) or where)
+    # Of the two names of a renaming, the new one is what a person knows.
+    place = _known(str(error.filename2 or error.filename or where))
     is_refused = error.errno in (errno.EACCES, errno.EPERM) and os.path.isabs(place)
     return VpstoreError(what, where=place, found=modes.whose(Path(place)) if is_refused else "", next_step=advice)
 
 
-def _named(error: OSError) -> object:
-    """What was refused: of the two names of a rename, the one in a folder that this user cannot change."""
-    if isinstance(error.filename2, str) and not os.access(os.path.dirname(error.filename2), os.W_OK | os.X_OK):
-        return error.filename2
-    return error.filename
+def _known(path: str) -> str:
+    """A path, or the folder in which it would have lain under a temporary name, which nobody has ever seen."""
+    parts = path.split(os.sep)
+    made_up = [number for number, part in enumerate(parts) if _TEMPORARY.fullmatch(part)]
+    return os.sep.join(parts[: made_up[0]]) or os.sep if made_up else path
 
 
 def refusal(error: OSError) -> str:

@@ -225,6 +225,9 @@ def test_a_forged_claim_on_the_remote_is_a_fault(pair: Pair) -> None:
     assert ["3" * 64 in fault["where"] for fault in faults] == [True]
     done = pair.a.json("repair", "plant@bloom", "--to-remote", "shared", code=13)["objects"]
     assert [row["action"] for row in done] == ["lost"]
+    assert "remove it from the remote" in done[0]["next_step"]
+    (pair.remote / done[0]["name"]).unlink()
+    pair.a.run("verify", "--remote", "plant@bloom")
 
 
 def test_a_remote_that_lacks_everything_is_filled_by_repair(pair: Pair) -> None:

@@ -82,6 +82,7 @@ def build(root: Path, scratch: str) -> None:
 
 def share(root: Path, number: str, of: str) -> None:
     """Every `of`-th tensor of the build that was stopped."""
+    runtime.fix_numerics(THREADS)  # a worker of a build inherits its environment instead
     whole = job(root, "shares")
     names = json.loads((whole.scratch / "names.json").read_text())
     known = {"router_inputs": whole.scratch / ROUTER_INPUTS}

@@ -98,7 +98,7 @@ def no_digest_check(disk: FaultyDisk) -> None:
 
 def nobody_reads(disk: FaultyDisk) -> None:
     """verify takes every blob for what its name says, too."""
-    import vpstore.verbs.verify as verifying
+    import vpstore.evidence.verification as verifying
 
     no_digest_check(disk)
     verifying._fault_of = lambda found, digest: ""

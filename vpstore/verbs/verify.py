@@ -11,79 +11,20 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import suppress
 from pathlib import Path
 
 from vpstore.errors import BadManifest, UsageError, VpstoreError
+from vpstore.evidence.verification import Verification
 from vpstore.schema.digest import Digest
 from vpstore.schema.fault import Fault
 from vpstore.schema.manifest import PROVENANCE_FILE, FileRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.schema.tensor_table import TensorTable
-from vpstore.signatures import TrustedKey, load_usable_keys, open_envelope
+from vpstore.signatures import open_envelope
 from vpstore.storage.attestations import ENVELOPE_SUFFIX
-from vpstore.storage.hashing import Hashed, digest_many
-from vpstore.storage.refusals import refusal
 from vpstore.storage.tables import damaged_parts, read_layout
 from vpstore.workspace import Workspace
-
-
-@dataclass
-class Verification:
-    """One run: each blob is read once, however many artifacts share it."""
-
-    work: Workspace
-    is_quick: bool = False  # a valid stat stamp stands for reading a blob that nothing but its digest is wanted of
-    faults: set[Fault] = field(default_factory=set)
-    read_bytes: int = 0
-    told: set[Path | Digest] = field(default_factory=set)  # key files, and attested artifacts, seen to under a ref
-    _state: dict[Digest, str] = field(default_factory=dict)  # what is wrong with a blob, "" if nothing
-
-    def read_ahead(self, digests: Iterable[Digest]) -> None:
-        """Read blobs on all cores, so that `blob_fault` knows them."""
-        blobs = self.work.store.blobs
-        unread = [digest for digest in digests if digest not in self._state]
-        self._state |= {digest: odd for digest in unread if (odd := blobs.oddity(digest))}
-        wanted = {blobs.path(digest): digest for digest in unread if digest not in self._state}
-        if self.is_quick:
-            stamped = {path: digest for path, digest in wanted.items() if blobs.stamps.holds(path, digest)}
-            self._state.update(dict.fromkeys(stamped.values(), ""))
-            wanted = {path: digest for path, digest in wanted.items() if path not in stamped}
-        sound = []
-        for done, found in enumerate(digest_many(list(wanted))):
-            self.work.narrator.progress("verify: blobs", done + 1, len(wanted))
-            digest = wanted[found.path]
-            self._state[digest] = _fault_of(found, digest)
-            self.read_bytes += found.size_bytes
-            if self._state[digest] and found.digest is not None:
-                blobs.stamps.forget(found.path)
-            elif not self._state[digest] and found.stat is not None:
-                sound.append((found.stat, digest))
-        blobs.stamps.record(sound)
-
-    def blob_fault(self, digest: Digest) -> str:
-        """Read one blob, unless it was read before.
-
-        Returns: what is wrong with it, "" if nothing.
-        """
-        if digest not in self._state:
-            self.read_ahead([digest])
-        return self._state[digest]
-
-    def add(self, where: str, *, expected: str, found: str, blob: str = "", tensor: str = "") -> None:
-        """List a fault."""
-        self.faults.add(Fault(where, expected, found, blob, tensor))
-
-    @cached_property
-    def keys(self) -> tuple[TrustedKey, ...]:
-        """The keys whose signatures are held against their envelopes; loaded at the first envelope."""
-        return load_usable_keys(self.work.checkout, self.work.narrator)
-
-    def sorted(self) -> tuple[Fault, ...]:
-        """All faults, in a fixed order."""
-        return tuple(sorted(self.faults))
 
 
 def verify(
@@ -96,11 +37,11 @@ def verify(
     Returns: all faults, sorted; empty if all is well.
     """
     run = Verification(work, is_quick=quick)
-    every = list(work.store.blobs.all(refused=lambda error: _refused(run, "store", error))) if everything else []
+    every = list(work.store.blobs.all(refused=lambda error: run.refused("store", error))) if everything else []
     run.read_ahead([*every, *_needed(work, refs)])
     for number, ref in enumerate(refs):
         work.narrator.progress("verify", number, len(refs))
-        with _going_on(run, str(ref)):
+        with run.going_on(str(ref)):
             _verify_ref(run, ref)
     if everything:
         _verify_store(run, every)
@@ -119,27 +60,6 @@ def _needed(work: Workspace, refs: Sequence[StageRef]) -> Iterator[Digest]:
             if entry is not None:
                 yield entry.artifact
                 yield from work.store.manifest(entry.artifact).blobs()
-
-
-def _fault_of(found: Hashed, digest: Digest) -> str:
-    if isinstance(found.error, FileNotFoundError):
-        return "missing"
-    if found.error is not None:
-        return refusal(found.error)
-    return "" if found.digest == digest else f"{found.digest}, {found.size_bytes} bytes"
-
-
-@contextmanager
-def _going_on(run: Verification, where: str) -> Iterator[None]:
-    """A folder or a document that cannot be read is a fault, and what comes after it is verified all the same."""
-    try:
-        yield
-    except OSError as error:
-        _refused(run, where, error)
-
-
-def _refused(run: Verification, where: str, error: OSError) -> None:
-    run.add(f"{where}: {error.filename}", expected="read access", found=refusal(error))
 
 
 def verifiable(work: Workspace) -> tuple[StageRef, ...]:
@@ -298,7 +218,7 @@ def _verify_store(run: Verification, blobs: Iterable[Digest]) -> None:
         except VpstoreError as error:
             expected, found = error.expected or "a sound key file", error.found or error.what
             run.add(f"store: key {path.name}", expected=expected, found=found)
-    with _going_on(run, "store"):
+    with run.going_on("store"):
         for artifact in store.attestations.artifacts():
             if artifact not in run.told:
                 _verify_attestations(run, artifact, label=f"store: {artifact.short}")

@@ -173,7 +173,12 @@ WITHOUT = (
 NEEDED = ("build plant", "build plant --dry-run", "lock --check", "pipeline")
 
 
-@pytest.mark.parametrize("case", BROKEN)
+OFTEN = {"config", "runner that leaves"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in OFTEN else pytest.mark.slow) for case in BROKEN]
+)
 def test_what_does_not_parse_stops_only_what_needs_it(garden: Project, case: str) -> None:
     path, text, where = BROKEN[case]
     garden.run("build", "--all")

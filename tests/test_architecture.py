@@ -36,12 +36,13 @@ RANKS = {
     "vpstore.collecting": 6,
     "vpstore.sharing": 6,
     "vpstore.evidence": 6,
-    "vpstore.verbs": 7,
-    "vpstore.building": 8,
-    "vpstore.rebuilding": 8,
-    "vpstore.api": 9,
-    "vpstore.cli": 10,
-    "vpstore.__main__": 11,
+    "vpstore.stale": 7,
+    "vpstore.verbs": 8,
+    "vpstore.building": 9,
+    "vpstore.rebuilding": 9,
+    "vpstore.api": 10,
+    "vpstore.cli": 11,
+    "vpstore.__main__": 12,
 }
 # Rooms whose modules do not import one another: each stands alone.
 LONE = {"vpstore.verbs"}

@@ -50,7 +50,9 @@ def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: 
         raise
     except SystemExit as leaving:
         raise left(leaving, what, root) from None
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # some libraries' own kinds are no Exception
         if isinstance(error, OSError) and as_error(error, "", what) is not None:
             raise
         raise _mistake(error, root, files) or _failure(error, what, root, scratch) from error
@@ -67,7 +69,7 @@ def left(leaving: SystemExit, what: str, root: Path) -> RecipeRefused:
     )
 
 
-def _mistake(error: Exception, root: Path, files: Iterable[Path]) -> UsageError | None:
+def _mistake(error: BaseException, root: Path, files: Iterable[Path]) -> UsageError | None:
     """What a person has to correct in a file, if that is why the code failed."""
     if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
         where = f"{_relative(str(error.filename), root)}:{error.lineno}"
@@ -96,7 +98,7 @@ def _fault_of(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _failure(error: Exception, what: str, root: Path, scratch: Path | None) -> VpstoreError:
+def _failure(error: BaseException, what: str, root: Path, scratch: Path | None) -> VpstoreError:
     next_step = "correct it there; the lines that led to it are above"
     if scratch is not None and scratch.is_dir() and shutil.disk_usage(scratch).free < _FULL:
         next_step = f"the file system of {scratch} is full: free space on it, then run the command again"

@@ -60,6 +60,19 @@ def _cpu_model() -> str:
     return next((model for model in models if model), platform.processor() or platform.machine())
 
 
+# Inside a hook or an alias, git says by these which repository it is about; the question here is about the checkout.
+_ELSEWHERE = frozenset({
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIR", "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE", "GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+})  # fmt: skip
+
+
+def git_environment() -> dict[str, str]:
+    """The environment in which git looks for the repository by the folder that it is told alone."""
+    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+
+
 def git_state(root: Path) -> dict[str, Any]:
     """The commit of a checkout and whether tracked files differ from it; both None without git."""
     try:
@@ -71,7 +84,10 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments],
+        check=True, capture_output=True, text=True, timeout=30, env=git_environment(),
+    )  # fmt: skip
     return done.stdout.strip()
 
 

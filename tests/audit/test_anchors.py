@@ -71,7 +71,6 @@ def in_git(path: str, text: str) -> Callable[[Project], dict[str, str]]:
 SILENCES: dict[str, tuple[Callable[[Project], dict[str, str]], str]] = {
     "another owner": (lambda project: {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}, "git: detected dubious ownership"),
     "no git": (without_git, "git: it is not installed"),
-    "another GIT_DIR": (lambda project: {"GIT_DIR": "/nonexistent"}, "git: not a git repository: '/nonexistent'"),
     "no HEAD": (in_git("HEAD", "nothing\n"), "git: not a git repository"),
     "damaged branch": (in_git("{branch}", "nothing\n"), "git: ignoring broken ref"),
     "missing commit": (in_git("{branch}", f"{1:040}\n"), "git: not a tree object"),
@@ -79,6 +78,14 @@ SILENCES: dict[str, tuple[Callable[[Project], dict[str, str]], str]] = {
     "unreadable config": (with_head("pyproject.toml", "[tool\n"), "pyproject.toml in git's HEAD: "),
     "config of another program": (with_head("pyproject.toml", "[tool]\nvpstore = 1\n"), "pyproject.toml in git's HEAD"),
 }
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"])
+def test_a_repository_that_git_was_told_of_is_not_asked(forged: Project, name: str, tmp_path: Path) -> None:
+    """As in a hook of another repository, or of a linked worktree."""
+    told_of = {name: str(tmp_path)}
+    assert told(found(forged, **told_of)) == [("lock", "plant@sprout: lock in git's HEAD")]
+    assert found(forged, **told_of)["commit"] == git(forged, "rev-parse", "HEAD").strip()
 
 
 @pytest.mark.parametrize("case", SILENCES)

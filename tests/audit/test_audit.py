@@ -353,3 +353,23 @@ def test_the_page_says_in_the_programs_words_what_another_build_is(orchard: Proj
     words = fault["found"].partition(": ")[2].partition(";")[0]
     assert words == "other inputs, sources or tokenizer"
     assert words in case
+
+
+LIES = {
+    "prints and leaves": "import os; os.write(1, b'graft@main sound'); os._exit(0)",
+    "mutes the audit": "from vpstore.evidence.dossier import Dossier; Dossier.fault = lambda *a, **k: None",
+    "leaves": "raise SystemExit(0)",
+    "of no kind": "raise type('Odd', (BaseException,), {})('odd')",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_the_projects_own_code_cannot_talk_an_audit_into_anything(orchard: Project, forger: Forger, lie: str) -> None:
+    forger.replace_artifact("plant-sprout", forger.with_tensor)
+    before = orchard.json("audit", "plant@sprout", code=3)
+    run = orchard.root / "small" / "run.py"
+    run.write_text(f"{LIES[lie]}\n{run.read_text()}")
+    after = orchard.json("audit", "plant@sprout", code=3)
+    assert after["faults"] == before["faults"]
+    is_silent = any("whether it is stale cannot be told" in remark for remark in after["remarks"])
+    assert is_silent is (lie != "mutes the audit")

@@ -119,9 +119,21 @@ def test_what_lies_in_the_place_of_the_attestations_is_kept(built: Project, put:
     built.run("gc", "--dry-run")
 
 
-def test_the_last_copy_of_an_attestation_is_kept_beside_the_view(built: Project) -> None:
+def test_the_last_copy_of_an_attestation_stays_beside_the_view(built: Project) -> None:
     view = view_of(built)
-    lines = view.with_name(f"{view.name}.intoto.jsonl").read_bytes()
+    path = view.with_name(f"{view.name}.intoto.jsonl")
+    lines = path.read_bytes()
     shutil.rmtree(built.store / "attestations")
-    built.run("resolve", "plant")
-    assert [path.read_bytes() for path in kept_of(view)] == [lines]
+    for _ in range(2):
+        built.run("resolve", "plant")
+        assert (path.read_bytes(), kept_of(view)) == (lines, [])
+
+
+def test_attestations_of_another_store_make_no_pile(built: Project, tmp_path: Path) -> None:
+    """One artifact, built in two stores in turn: each has its own attestations, and nothing is a person's."""
+    view = view_of(built)
+    other = {"VPSTORE_ROOT": str(tmp_path / "other")}
+    built.run("build", "--all", **other)
+    for more in (other, {}, other, {}):
+        assert "kept as" not in built.run("resolve", "plant", **more).stderr
+    assert kept_of(view) == []

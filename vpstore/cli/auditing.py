@@ -49,6 +49,7 @@ def audit(ref: str, *, profile: str | None, as_json: bool, **strict: bool) -> No
                 "remarks": list(found.remarks),
                 "chain": [link.to_json() for link in found.links.values()],
                 "blobs": found.blobs,
+                "commit": found.commit or None,
                 "read_bytes": found.read_bytes,
             }
         )
@@ -147,6 +148,8 @@ def _print_audit(found: Audit) -> None:
     click.echo(
         f"\n{len(found.links)} artifacts, {found.blobs} blobs, {size_text(found.read_bytes)} read again: {count}"
     )
+    if found.commit:
+        click.echo(f"lock and keys as git's HEAD has them, {found.commit[:12]}")
 
 
 def _place(line: TreeLine, name: str) -> str:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from vpstore.checkout import Checkout, CheckoutConfig
 from vpstore.errors import UsageError, VpstoreError
 from vpstore.schema.lockfile import Lockfile
+from vpstore.surroundings import git_environment
 
 CONFIG_FILE: Final = "pyproject.toml"
 _TIMEOUT: Final = 30  # seconds
@@ -33,6 +34,7 @@ class Committed:
     """What HEAD has, or why that is not known."""
 
     is_repository: bool = True
+    commit: str = ""  # HEAD's; "" if it has none, or that is not known
     fault: VpstoreError | None = None  # git is absent, refused, or gave what cannot be read: all else is then unknown
     config: CheckoutConfig | None = None  # None: HEAD has no [tool.vpstore]
     lock: Lockfile | None = None  # None: HEAD has none
@@ -54,7 +56,7 @@ def read_committed(checkout: Checkout) -> Committed:
             return Committed()
         config = _config(head)
         where = config or checkout.config
-        return Committed(config=config, lock=_lock(head, where.lock), keys=_keys(head, where))
+        return Committed(commit=head.commit, config=config, lock=_lock(head, where.lock), keys=_keys(head, where))
     except VpstoreError as error:
         return Committed(fault=error)
 
@@ -62,7 +64,7 @@ def read_committed(checkout: Checkout) -> Committed:
 def _is_in_repository(root: Path) -> bool:
     """Whether git would look for one: without asking git, whose no may have other reasons."""
     real = root.resolve()
-    return "GIT_DIR" in os.environ or any(os.path.lexists(folder / ".git") for folder in (real, *real.parents))
+    return any(os.path.lexists(folder / ".git") for folder in (real, *real.parents))
 
 
 class _Head(NamedTuple):
@@ -143,7 +145,7 @@ def _git(root: Path, *arguments: str, none: int | None = None, is_silent: bool =
     command = ["git", "--no-replace-objects", "--literal-pathspecs", "-C", str(root), *arguments]
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, timeout=_TIMEOUT, env={**os.environ, "LC_ALL": "C"}
+            command, check=False, capture_output=True, timeout=_TIMEOUT, env={**git_environment(), "LC_ALL": "C"}
         )
     except FileNotFoundError:
         raise _refusal(root, "it is not installed", "install git") from None

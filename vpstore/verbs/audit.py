@@ -1,7 +1,7 @@
 """audit: from an artifact back to its donors, every link held against everything that is known about it.
 
-Place in the path: the reviewer's verb. Trusts no stamp and no earlier run; loads the project's own code only to say
-what is stale.
+Place in the path: the reviewer's verb. Trusts no stamp and no earlier run; the project's own code is asked only what is
+stale, in a process apart, after all else is judged.
 Invariants: reads only and stops at nothing, so that the faults are all there are; parents are judged before their
 children; equal stores and checkouts give equal reports.
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vpstore.errors import BadManifest, UsageError, VpstoreError
+from vpstore.errors import BadManifest, UsageError
 from vpstore.evidence import anchors, contents, registry
 from vpstore.evidence.committed import read_committed
 from vpstore.evidence.declarations import check_declarations, check_families
@@ -24,12 +24,12 @@ from vpstore.evidence.dossier import LOCK, MISSING, STALE, Dossier, Finding
 from vpstore.evidence.readings import Readings
 from vpstore.evidence.statements import check_statements
 from vpstore.lineage import Lineage, find_artifact, walk
-from vpstore.preparation import staleness
 from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import Profile
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import Ref
 from vpstore.signatures import load_trusted_keys
+from vpstore.stale import ask
 from vpstore.workspace import Workspace
 
 Verdict = Literal["sound", "stale", "differs", "FAULTY", "missing"]
@@ -123,6 +123,7 @@ class Audit:
     remarks: tuple[str, ...]  # worth knowing, and no fault
     blobs: int = 0  # read, each once
     read_bytes: int = 0
+    commit: str = ""  # git's HEAD, whose lock and keys were believed; "" if there is none
 
     @property
     def is_ok(self) -> bool:
@@ -176,6 +177,7 @@ class _Run:
                 self._check(dossier, node.manifest)
         check_families(self.dossiers.values())
         self._check_top(ref)
+        self._check_worktree()
         links = {artifact: Link(dossier, _verdict(dossier)) for artifact, dossier in self.dossiers.items()}
         faults = set(general).union(*(dossier.faults for dossier in self.dossiers.values()))
         faults |= {doubt.finding for doubt in self.doubts if self.strictness.asks(doubt.options)}
@@ -186,6 +188,7 @@ class _Run:
             tuple(sorted(self._remarks())),
             len(self.readings),
             self.readings.read_bytes,
+            self.committed.commit,
         )
 
     def _label(self, ref: Ref) -> None:
@@ -223,25 +226,19 @@ class _Run:
         if self.strictness.signed and not dossier.signers:
             reasons = "; ".join(f"by {name}, but {self.uncommitted[name]}" for name in dossier.uncounted)
             dossier.fault("signature", "signatures", expected="one by a trusted key", found=reasons or "none")
-        self._check_worktree(dossier, manifest)
+        if not self._check_committed(dossier, manifest) and self.strictness.worktree:
+            dossier.fault(STALE, self.work.checkout.config.lock, expected="the committed entry", found="another")
 
-    def _check_worktree(self, dossier: Dossier, manifest: Manifest) -> None:
-        try:
-            reasons = staleness(self.work, manifest)
-        except VpstoreError as error:
-            dossier.remark(f"whether it is stale cannot be told: {error.what} ({error.where})")
-            reasons = ()
-        except Exception as error:  # the project's own code ran, and may fail in any way; all other evidence stands
-            dossier.remark(f"whether it is stale cannot be told: {type(error).__name__}: {error}")
-            reasons = ()
-        # Other sources or another tokenizer than the checkout declares are faults whatever the working tree is for.
-        dossier.stale = tuple(reason for reason in reasons if reason not in ("sources", "tokenizer"))
-        is_committed = self._check_committed(dossier, manifest)
-        if self.strictness.worktree:
-            for reason in dossier.stale:
+    def _check_worktree(self) -> None:
+        """Ask what is stale: last, as the project's own code runs then, and may do anything."""
+        for artifact, answer in ask(self.work, [manifest.digest for manifest in self.lineage.manifests]).items():
+            dossier = self.dossiers[artifact]
+            if answer.unknown:
+                dossier.remark(f"whether it is stale cannot be told: {answer.unknown}")
+            # Other sources or another tokenizer than the checkout declares are faults whatever the working tree is for.
+            dossier.stale = tuple(reason for reason in answer.reasons if reason not in ("sources", "tokenizer"))
+            for reason in dossier.stale if self.strictness.worktree else ():
                 dossier.fault(STALE, "working tree", expected="what it was built from", found=f"other {reason}")
-            if not is_committed:
-                dossier.fault(STALE, self.work.checkout.config.lock, expected="the committed entry", found="another")
 
     def _check_committed(self, dossier: Dossier, manifest: Manifest) -> bool:
         """Hold the artifact and its lock entry against git's HEAD.

@@ -20,6 +20,7 @@ from typing import Final
 
 from vpstore.errors import VpstoreError
 from vpstore.holdings import linked_blob, view_name
+from vpstore.schema.attestation import Statement
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.storage import atomic
@@ -57,16 +58,29 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
 
 
 def _write_attestations(work: Workspace, manifest: Manifest, path: Path) -> None:
-    """Write one line an attestation; what is there and says anything else is kept aside."""
+    """Write one line an attestation; what is there and is no list of the artifact's attestations is kept aside.
+
+    A list of a store that has them no more stays as it is: it may be the last copy.
+    """
     lines = [statement.encode() for statement in work.store.attestations.of(manifest.digest)]
-    if os.path.lexists(path):
-        is_file = stat.S_ISREG(path.lstat().st_mode)
-        if not is_file or not set(path.read_bytes().splitlines()) <= set(lines):
-            aside = _aside(path)
-            atomic.rename(path, aside)
-            names = [work.checkout.relative(name) for name in (path, aside)]
-            work.narrator.warn(f"{names[0]} said something else than the store's attestations; kept as {names[1]}")
-    atomic.write_if_different(path, b"".join(line + b"\n" for line in lines))
+    if os.path.lexists(path) and not _tells_of(path, manifest.digest):
+        aside = _aside(path)
+        atomic.rename(path, aside)
+        names = [work.checkout.relative(name) for name in (path, aside)]
+        work.narrator.warn(f"{names[0]} was no list of attestations; kept as {names[1]}")
+    if lines or not os.path.lexists(path):
+        atomic.write_if_different(path, b"".join(line + b"\n" for line in lines))
+
+
+def _tells_of(path: Path, artifact: Digest) -> bool:
+    """Whether a file holds nothing but attestations of an artifact, be they another store's, or an earlier one's."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    try:
+        told = [Statement.decode(line, where=path.name) for line in path.read_bytes().splitlines()]
+    except VpstoreError:
+        return False
+    return all(statement.artifact == artifact for statement in told)
 
 
 def _register(work: Workspace, manifest: Manifest, view: Path) -> None:

@@ -19,7 +19,10 @@ from vpstore.schema.digest import Digest
 
 REF = "plant@bloom"
 Damage = Callable[[Pair], None]
-_STEP = re.compile(r"vpstore ((?:build|repair|pull|push|lock) (?:--all|[a-z-]+@[a-z-]+)(?: --force)?)")
+_STEP = re.compile(
+    r"vpstore ((?:build|repair|pull|push|lock) (?:--all|[a-z-]+@[a-z-]+)(?: --force)?"
+    r"|resolve [a-z]+#[0-9a-f]+ --rebuild)"
+)
 
 
 def on_blob(kind: str, damage: Callable[[Path], None]) -> Damage:
@@ -31,7 +34,10 @@ def attestation(pair: Pair, ref: str = REF, suffix: str = ".json") -> Path:
 
 
 def key_file(pair: Pair, ref: str = REF) -> Path:
-    artifact = artifact_of(pair.a, ref)
+    return key_file_of(pair, artifact_of(pair.a, ref))
+
+
+def key_file_of(pair: Pair, artifact: Digest) -> Path:
     return store_of(pair.a).keys.folder(store_of(pair.a).manifest(artifact).build.key()) / artifact.hex
 
 
@@ -179,3 +185,55 @@ def test_a_misplaced_envelope_is_set_aside_and_the_store_is_whole(pair: Pair) ->
     assert not path.exists()
     assert pair.a.json("verify", "--all")["ok"]
     pair.a.run("push")
+
+
+def superseded(pair: Pair) -> Digest:
+    """Build a parent anew from another config, and empty the remote: the child's ancestor is no longer what it was."""
+    ancestor = artifact_of(pair.a, "plant@sprout")
+    config = pair.a.root / "configs" / "plant.toml"
+    config.write_text(config.read_text().replace("step = 1", "step = 9"))
+    pair.a.run("build", "plant@sprout")
+    shutil.rmtree(pair.remote)
+    return ancestor
+
+
+def unattested(pair: Pair, ancestor: Digest) -> None:
+    for path in store_of(pair.a).attestations.paths(ancestor):
+        path.unlink()
+
+
+@pytest.mark.parametrize("command", ["repair", pytest.param("push", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_attested", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_an_ancestor_that_is_no_longer_current_is_made_again(pair: Pair, command: str, is_attested: bool) -> None:
+    """By its digits, which alone lead to it; what its name leads to is left as it is."""
+    ancestor = superseded(pair)
+    pointers = [pair.a.pointer(slug).read_bytes() for slug in ("plant-sprout", "plant-bloom")]
+    flipped(pair.a.blob(store_of(pair.a).manifest(ancestor).by_path["model.safetensors"].digest))
+    if not is_attested:
+        unattested(pair, ancestor)
+    follow(pair.a, command, REF)
+    assert pair.a.json("repair", REF)["objects"] == []
+    assert pair.a.json("audit", REF)["ok"]
+    assert [pair.a.pointer(slug).read_bytes() for slug in ("plant-sprout", "plant-bloom")] == pointers
+
+
+@pytest.mark.parametrize("part", ["manifest", pytest.param("attestation", marks=pytest.mark.slow)])
+def test_what_only_another_config_makes_again_is_said_to_be_so(pair: Pair, part: str) -> None:
+    """Neither repair nor push advises a build of what the ancestor's name leads to by now."""
+    ancestor = superseded(pair)
+    if part == "manifest":
+        gone(pair.a.blob(ancestor))
+        (failure,) = pair.a.json("push", REF, code=12)["failures"]
+        assert failure["where"].startswith(f"{REF}, input parent")
+        assert "check out the config that made it" in failure["next_step"]
+        assert not re.search("--all|--force|--rebuild", failure["next_step"])
+    else:
+        unattested(pair, ancestor)
+        gone(key_file_of(pair, ancestor))
+    rows = pair.a.json("repair", REF, code=12)["objects"]
+    assert all("check out the config that made" in row["next_step"] for row in rows)
+    config = pair.a.root / "configs" / "plant.toml"
+    config.write_text(config.read_text().replace("step = 9", "step = 1"))
+    pair.a.run("build", "plant@sprout", "--force")
+    assert pair.a.json("repair", REF)["objects"] == []
+    pair.a.run("push", REF)

@@ -23,6 +23,7 @@ from vpstore.rebuilding.scratch import scratch_folder
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import InputRecord, Manifest
 from vpstore.schema.ref import Ref, StageRef
+from vpstore.storage.prefixes import by_prefix
 from vpstore.surroundings import Stopwatch
 from vpstore.verbs.publish import Publication, publish
 from vpstore.workspace import Workspace
@@ -31,20 +32,16 @@ from vpstore.workspace import Workspace
 def wanted(work: Workspace, ref: Ref) -> tuple[StageRef, Digest]:
     """Which artifact a ref stands for, the pointer's or else the lock's, whether or not it is here.
 
-    Raises:  NoSuchRef: neither names one, or no artifact that was ever here has the digest prefix.
+    Raises:  NoSuchRef: neither names one, or no artifact, or several, that were ever here have the digest prefix;
+             DigestMismatch, BadManifest: of the digest's manifest, which alone says how it was built.
     """
     if ref.prefix is not None:
-        found = [
-            artifact for artifact in work.store.attestations.artifacts(ref.prefix) if work.store.blobs.has(artifact)
-        ]
-        named = [manifest for artifact in found if (manifest := work.store.manifest(artifact)).object == ref.object]
-        if len(named) == 1:
-            return named[0].ref, named[0].digest
-    else:
-        stage = work.checkout.objects.find(ref)
-        pointer, entry = work.checkout.pointers.read(stage), work.checkout.lock().entry(work.checkout.profile, stage)
-        if pointer is not None or entry is not None:
-            return stage, pointer.artifact if pointer is not None else entry.artifact  # type: ignore[union-attr]
+        manifest = work.store.manifest(by_prefix(work.store, ref), what=str(ref))
+        return manifest.ref, manifest.digest
+    stage = work.checkout.objects.find(ref)
+    pointer, entry = work.checkout.pointers.read(stage), work.checkout.lock().entry(work.checkout.profile, stage)
+    if pointer is not None or entry is not None:
+        return stage, pointer.artifact if pointer is not None else entry.artifact  # type: ignore[union-attr]
     raise NoSuchRef("nothing says which artifact this is", where=str(ref), next_step="vpstore ls, or vpstore build it")
 
 

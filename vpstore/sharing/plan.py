@@ -61,6 +61,10 @@ class Lineage:
                 found.setdefault(digest, f"{self.labels[artifact]}, {what}")
         return found
 
+    def owner(self, digest: Digest) -> Manifest:
+        """The artifact by which `blobs` calls a blob: the first that has it."""
+        return next(manifest for manifest in self.manifests.values() if digest in manifest.blobs())
+
     def lacking(self, complete: Collection[Digest]) -> dict[Digest, tuple[str, ...]]:
         """For every artifact, the labels of its ancestors that are not among the complete ones, parents first."""
         missing: dict[Digest, dict[Digest, None]] = {}

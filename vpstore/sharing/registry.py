@@ -10,7 +10,7 @@ of a trusted key, a claim that its artifact belies; so is a damaged attestation 
 sound one is left beside it.
 
 Example:
-    Claims(work.store, report, remote, trust).mend(manifest)
+    Claims(work, report, remote, trust).mend(manifest)
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, VpstoreErro
 from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.dsse import Envelope
 from vpstore.schema.manifest import Manifest
+from vpstore.sharing.advice import is_current, name_of
 from vpstore.sharing.inspection import key_bytes
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.trust import MAX_ATTESTATION_BYTES, Trust, missing_files, read_attestation
@@ -32,16 +33,22 @@ from vpstore.storage.attestations import ENVELOPE_SUFFIX
 from vpstore.storage.refusals import read_plain
 from vpstore.storage.remotes.base import Remote, attestations_prefix, key_name
 from vpstore.storage.store import Store
+from vpstore.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Claims:
     """What is said about artifacts in one store, and where other copies may be had."""
 
-    store: Store
+    work: Workspace
     report: Repaired
     source: Remote | None
     trust: Trust
+
+    @property
+    def store(self) -> Store:
+        """The store that is mended."""
+        return self.work.store
 
     def mend(self, manifest: Manifest) -> None:
         """Mend the attestations, then the key file of one artifact; having none is a fault, of an ancestor as well."""
@@ -77,7 +84,9 @@ class Claims:
             step = f"nothing needs it; vpstore pull {manifest.ref} has it again from a remote that does"
             self._quarantine(manifest, path, found, step=step)
         else:
-            self._lose(manifest, name, found, after=f"; then vpstore repair {manifest.ref} sets this one aside")
+            self._lose(
+                manifest, name, found, after=f"; then vpstore repair {name_of(self.work, manifest)} sets this one aside"
+            )
 
     def _mind_signature(self, name: str, data: bytes, *, where: str) -> None:
         """Hold an envelope against the trusted keys.
@@ -148,6 +157,8 @@ class Claims:
         return bool(actions - {"lost"} if mended else actions)
 
     def _lose(self, manifest: Manifest, name: str, found: str, *, step: str = "", after: str = "") -> None:
+        if not is_current(self.work, manifest.ref, manifest.digest):  # a build would attest another
+            step += f"check out the config that made {manifest.digest.short}; there "
         step += f"vpstore build {manifest.ref} --force attests it anew{after}"
         self.report.add(str(manifest.ref), name, found=found, action="lost", next_step=step)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, RemoteFailure, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
+from vpstore.sharing.advice import made_again, name_of, unread_made_again, unread_name
 from vpstore.sharing.crew import Crew, blob_sizes
 from vpstore.sharing.inspection import blob_fault
 from vpstore.sharing.naming import rightly_named
@@ -100,9 +101,7 @@ def _elsewhere(run: _Sending) -> set[Digest]:
                 there.add(artifact)
         if artifact not in there and artifact not in told:
             run.report.failures.append(error)
-    for error in run.report.failures:
-        if isinstance(error, (BlobMissing, DigestMismatch)):
-            error.advise(_have_again(error.where.partition(":")[0]))
+    _advise_unread(run)
     return there
 
 
@@ -144,11 +143,21 @@ def _upload(run: _Sending, digest: Digest, path: Path) -> None:
     run.remote.upload(blob_name(digest), path, digest, moved=run.crew.moved)
 
 
-def _have_again(label: str) -> str:
-    """What to do about bytes of an artifact, or by its label of an input of one, that are damaged or missing here."""
-    name, _, part = label.partition(",")
-    ref = name.split(" ")[0]  # "vpDense@expand of the lock"
-    return f"vpstore repair {ref} --from REMOTE; if none has it, vpstore build {'--all' if part else ref} --force"
+def _have_again(name: str, again: str) -> str:
+    """What to do about bytes of an artifact that are damaged or missing here."""
+    return f"vpstore repair {name} --from REMOTE; if none has it, {again}"
+
+
+def _advise_unread(run: _Sending) -> None:
+    """Say of every manifest that is damaged or missing what to do about it."""
+    labels = {row.label: row.artifact for row in run.report.artifacts}
+    labels |= {run.lineage.labels[artifact]: artifact for artifact in run.lineage.unread}
+    for error in run.report.failures:
+        label = max((label for label in labels if error.where.startswith(label)), key=len, default="")
+        if label and isinstance(error, (BlobMissing, DigestMismatch)):
+            artifact = labels[label]
+            name = unread_name(run.work, artifact, label, run.lineage.manifests.values())
+            error.advise(_have_again(name, unread_made_again(run.work, artifact)))
 
 
 def _missing(run: _Sending, digest: Digest) -> BlobMissing:
@@ -167,7 +176,7 @@ def _is_sent(run: _Sending, manifest: Manifest) -> bool:
             told = copy(error)
             told.where = f"{manifest.ref}, {what}: {error.where}"
             if isinstance(error, (BlobMissing, DigestMismatch)):
-                told.advise(_have_again(str(manifest.ref)))
+                told.advise(_have_again(name_of(run.work, manifest), made_again(run.work, manifest)))
             failures.append(told)
     run.report.failures += failures
     return not failures
@@ -212,7 +221,7 @@ def _send_documents(run: _Sending, manifest: Manifest, there: Names) -> None:
         try:
             store.attestations.read(path)
         except VpstoreError as error:  # damaged: not worth sending, and not worth holding the artifact back
-            error.next_step = f"vpstore repair {manifest.ref}"
+            error.next_step = f"vpstore repair {name_of(run.work, manifest)}"
             run.report.failures.append(error)
             continue
         _write_unless_there(run, attestations_prefix(artifact) + path.name, path.read_bytes(), there)

@@ -20,6 +20,7 @@ from functools import partial
 from vpstore.errors import BadManifest, BlobMissing, BlobUnreadable, DigestMismatch, NotLocked, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
+from vpstore.sharing.advice import current_ref, made_again, unread_made_again, unread_name
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
 from vpstore.sharing.mending import MISSING, Repaired
 from vpstore.sharing.naming import hold_to_name
@@ -89,13 +90,13 @@ def repair_store(
         names = _names(run, wanted, trust)
         lineage = gather(names, run.manifest)
         for artifact, error in lineage.unread.items():
-            _lose_manifest(run, artifact, lineage.labels[artifact], error)
+            _lose_manifest(run, artifact, lineage.labels[artifact], error, lineage)
         needed = {*lineage.manifests, *lineage.blobs()}
         with registered(work.store, lineage.manifests, needed, is_dry_run=is_dry_run):
             _mend_blobs(run, lineage)
             for artifact, manifest in lineage.manifests.items():
                 if _mend_manifest(run, manifest, label=lineage.labels[artifact]):
-                    Claims(work.store, report, source, trust).mend(manifest)
+                    Claims(work, report, source, trust).mend(manifest)
         if not is_dry_run:
             with atomic.disk_errors(work.store.root, "repairing"):  # also what a repair mended that was killed then
                 work.store.blobs.rely_on([*lineage.blobs(), *lineage.manifests])
@@ -145,17 +146,22 @@ def _is_vouched(run: _Repair, artifact: Digest, trust: Trust) -> bool:
     return run.source is not None and trust.word(run.source, artifact).is_vouched
 
 
-def _lose_manifest(run: _Repair, artifact: Digest, label: str, error: VpstoreError) -> None:
+def _lose_manifest(
+    run: _Repair, artifact: Digest, label: str, error: VpstoreError, lineage: Lineage | None = None
+) -> None:
     found = run.fault(artifact)
     where = f"{label}, manifest ({error.what})"
-    run.report.add(where, blob_name(artifact), found=found, action="lost", next_step=_next_step(run, label))
+    again = unread_made_again(run.work, artifact)
+    if current_ref(run.work, artifact) is None:
+        name = unread_name(run.work, artifact, label, () if lineage is None else lineage.manifests.values())
+        step = f"vpstore repair {name} --from a remote, or --from-store, that has it; {again}"
+    else:
+        step = _next_step(run, again)
+    run.report.add(where, blob_name(artifact), found=found, action="lost", next_step=step)
 
 
-def _next_step(run: _Repair, label: str) -> str:
-    ref, _, part = label.partition(", input ")
-    what = "--all" if part else f"{ref} --force"  # what an input was built as, only its own manifest says
-    rebuild = f"vpstore build {what} makes it again, or vpstore resolve {ref} --rebuild"
-    return rebuild if run.source is not None else f"name another store or remote; else {rebuild}"
+def _next_step(run: _Repair, again: str) -> str:
+    return again if run.source is not None else f"name another store or remote; else {again}"
 
 
 def _mend_blobs(run: _Repair, lineage: Lineage) -> None:
@@ -168,11 +174,11 @@ def _mend_blobs(run: _Repair, lineage: Lineage) -> None:
         for digest, found in faulty.items()
         if found
     }
-    for digest, what in lineage.blobs().items():
+    for digest in lineage.blobs():
         if digest not in coming:
             continue
         error = run.crew.failure(coming[digest])
-        _tell(run, what, digest, error)
+        _tell(run, lineage, digest, error)
 
 
 def _come(run: _Repair, digest: Digest, size_bytes: int | None) -> None:
@@ -187,8 +193,8 @@ def _come(run: _Repair, digest: Digest, size_bytes: int | None) -> None:
     receive(run.work.store, run.source, digest, size_bytes=size_bytes, moved=run.crew.moved)
 
 
-def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -> None:
-    found, name = run.fault(digest), blob_name(digest)
+def _tell(run: _Repair, lineage: Lineage, digest: Digest, error: VpstoreError | None) -> None:
+    what, found, name = lineage.blobs()[digest], run.fault(digest), blob_name(digest)
     if error is None:
         run.report.add(what, name, found=found, action="fetched" if found == MISSING else "replaced")
         if not run.report.is_dry_run:
@@ -198,8 +204,8 @@ def _tell(run: _Repair, what: str, digest: Digest, error: VpstoreError | None) -
         error.where = f"{what}: {error.where}"
         run.report.failures.append(error)
         return
-    where = f"{what} ({error.what})"
-    run.report.add(where, name, found=found, action="lost", next_step=_next_step(run, what.split(",")[0]))
+    where, step = f"{what} ({error.what})", _next_step(run, made_again(run.work, lineage.owner(digest)))
+    run.report.add(where, name, found=found, action="lost", next_step=step)
 
 
 def _mend_manifest(run: _Repair, manifest: Manifest, *, label: str) -> bool:

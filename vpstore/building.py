@@ -203,7 +203,7 @@ def _scratch(work: Workspace, job: _Job) -> Path:
     """
     key = job.record.key()
     folder = work.store.scratch(key)
-    if any(folder.iterdir()) and not (work.checkout.config.resume and modes.can_use(folder)):
+    if not modes.can_use(folder) or (any(folder.iterdir()) and not work.checkout.config.resume):
         work.store.drop_scratch(key)
         folder = work.store.scratch(key)
     return folder

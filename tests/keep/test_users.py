@@ -265,6 +265,61 @@ def test_what_a_killed_recipe_shut_stops_nobody(office: Team, resume: str) -> No
     assert list((office.root / "work").iterdir()) == []
 
 
+SHUT_FOLDER = """
+    inner = scratch / "tmpshut"
+    inner.mkdir(mode=0o700, exist_ok=True)
+    (inner / "part").write_text("half")
+    if os.environ.get("SMALL_STOP"):
+        os.kill(os.getpid(), 9)
+    (inner / "part").unlink()
+    inner.rmdir()
+    return Staged("""
+
+
+@as_root
+@pytest.mark.parametrize("resume", ["", "resume = true\n"])
+@pytest.mark.parametrize("mode", [None, 0o2700, 0o2755])  # of the scratch folder itself; None: of one in it
+def test_a_folder_that_a_killed_recipe_shut_stops_nobody(office: Team, resume: str, mode: int | None) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    for member in (ada, bob):
+        recipe = member.root / "small/grow.py"
+        recipe.write_text(recipe.read_text().replace("    return Staged(", SHUT_FOLDER.lstrip("\n")))
+        with (member.root / "pyproject.toml").open("a") as table:
+            table.write(resume)
+    become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
+    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+    (left,) = (office.root / "work").iterdir()
+    if mode is not None:
+        left.chmod(mode)
+    # gc names it, and goes on with all the rest.
+    become(ADA, lambda: print(office.store.blobs.put_bytes(b"loose")), umask=0o002, log=log)
+    abandoned = office.root / "tmp/999999999-0123456789abcdef"
+    abandoned.touch()
+    before = office.blobs()
+    collecting = ["gc", "--grace", "0", "--dry-run"], ["gc", "--grace", "0"]
+    log.write_text("")
+    become(BOB, commands(bob, *collecting), umask=0o002, log=log)
+    said = log.read_text()
+    inner = left if mode is not None else left / "tmpshut"
+    assert said.count(f"warning: work/{left.name} stays: this user cannot remove it, but its owner's gc does: ") == 2
+    assert (
+        said.count(f"{inner}: the folder belongs to {ADA}, group {GROUP}, mode {mode or 0o2700:o}; this is {BOB}") >= 2
+    )
+    assert Digest.of(b"loose") in before - office.blobs()
+    assert not abandoned.exists()
+    assert inner.is_dir()
+    # The next builder begins beside it, and its owner removes it.
+    become(BOB, commands(bob, ["build", "seed", "plant@sprout"], ["verify", "--all"]), umask=0o002, log=log)
+    aside = list((office.root / "work").iterdir())
+    assert [path.name.partition("-")[0] for path in aside] == [left.name]
+    assert left not in aside
+    become(BOB, commands(bob, ["gc"], ["gc", "--grace", "0"]), umask=0o002, log=log)
+    assert list((office.root / "work").iterdir()) == aside
+    become(ADA, commands(ada, ["gc", "--grace", "0"], ["build", "plant@sprout"]), umask=0o002, log=log)
+    assert list((office.root / "work").iterdir()) == []
+
+
 @as_root
 @pytest.mark.parametrize("what", ["blob", "folder"])
 def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what: str) -> None:
@@ -301,6 +356,99 @@ def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what:
     become(ADA, lambda: print(subprocess.run(advice, check=True)), umask=0o002, log=log)
     become(BOB, commands(bob, ["resolve", "plant"], ["verify", "--all"], ["doctor"]), umask=0o002, log=log)
     assert list((office.root / "quarantine").iterdir()) == []
+
+
+def cured(log: Path, bob: Member, *, codes: tuple[int, ...] = (1,)) -> str:
+    """Follow the one advice of doctor on what is shut, as its owner; what doctor said."""
+    log.write_text("")
+    become(BOB, commands(bob, ["doctor"], codes=codes), umask=0o002, log=log)
+    said = log.read_text()
+    (advice,) = re.findall(rf"FAIL  readable: .* belong to {ADA}: .*\n      next: {ADA}, or root: (chmod .*)", said)
+    become(ADA, lambda: print(subprocess.run(advice, shell=True, capture_output=True)), umask=0o002, log=log)
+    return said
+
+
+def check_modes(root: Path) -> None:
+    """All of the store is for the group, nothing for others that was not before, and no blob can be written."""
+    for name, mode in modes(root).items():
+        if (root / name).is_dir():
+            assert mode & 0o2770 == 0o2770, name
+        elif name.startswith(("blobs/", "keys/", "attestations/")) or name == "format":
+            assert mode in (0o440, 0o444), name
+        else:
+            assert mode in (0o640, 0o660, 0o644, 0o664), name
+
+
+@as_root
+def test_a_store_that_was_made_for_one_is_opened_to_the_group(office: Team) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o077, log=log)
+    log.write_text("")
+    become(BOB, commands(bob, ["ls"], ["build", "seed"], codes=(10,)), umask=0o002, log=log)
+    assert "error: the store is shut to this user" in log.read_text()
+    assert f"Permission denied; the file belongs to {ADA}, group {GROUP}, mode 0400; this is {BOB}" in log.read_text()
+    said = cured(log, bob)
+    assert f"FAIL  store: the store is shut to this user: {office.root}/format: Permission denied; the file" in said
+    assert "Traceback" not in said
+    check_modes(office.root)
+    bob.set_steps(bloom=5)
+    acts = (["doctor"], ["build", *STAGES], ["build", "seed", "--force"], ["verify", "--all"], ["gc", "--grace", "0"])
+    become(BOB, commands(bob, *acts), umask=0o002, log=log)
+    become(ADA, commands(ada, ["resolve", "plant", "--full"], ["doctor"]), umask=0o002, log=log)
+
+
+@as_root
+def test_what_was_used_with_another_umask_is_opened_to_the_group(office: Team) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
+    become(BOB, commands(bob, ["build", "seed"]), umask=0o002, log=log)
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o077, log=log)
+    become(BOB, commands(bob, ["verify", "--all"], codes=(3,)), umask=0o002, log=log)
+    become(BOB, commands(bob, ["gc"], codes=(1,)), umask=0o002, log=log)
+    cured(log, bob)
+    check_modes(office.root)
+    acts = (["doctor"], ["build", *STAGES, "--force"], ["verify", "--all"], ["gc", "--grace", "0"])
+    become(BOB, commands(bob, *acts), umask=0o002, log=log)
+
+
+@as_root
+@pytest.mark.parametrize("part", ["roots/*.json", "locks/store.lock", "work", "tmp", "blobs/blake3/*"])
+def test_the_cure_is_no_wider_than_what_is_shut(office: Team, part: str) -> None:
+    """Neither another part of the store, nor what a build under way has in its folder."""
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    become(ADA, commands(ada, ["build", *STAGES]), umask=0o002, log=log)
+    own = [office.root / "work/mine", office.root / "tmp/mine", office.root / "quarantine/mine"]
+    for path in own:
+        path.touch(mode=0o600)
+    own.append(office.root / "keys")
+    own[-1].chmod(0o2770)  # open to the group, and to it alone
+    shut = sorted(office.root.glob(part))[0]
+    shut.chmod(stat.S_IMODE(shut.stat().st_mode) & 0o2700)
+    before = modes(office.root)
+    said = cured(log, bob)
+    assert f": {shut}\n" in said
+    changed = {name for name, mode in modes(office.root).items() if mode != before[name]}
+    assert changed == {shut.relative_to(office.root).as_posix()}
+    become(BOB, commands(bob, ["doctor"], ["build", *STAGES]), umask=0o002, log=log)
+
+
+@as_root
+def test_a_store_of_one_is_opened_for_reading_alone(office: Team) -> None:
+    log = office.folder / "log"
+    ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
+    os.chown(office.root, ADA, ADA)
+    office.root.chmod(0o755)
+    become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o022, log=log)
+    (bob.root / "vpstore.lock").write_bytes((ada.root / "vpstore.lock").read_bytes())
+    before = modes(office.root)
+    for name in ("blobs/blake3", "roots", "locks/store.lock", "format"):
+        (office.root / name).chmod(before[name] & 0o700)
+    cured(log, bob)
+    assert modes(office.root) == before
+    become(BOB, commands(bob, ["resolve", "plant"], ["verify", "--all"]), umask=0o002, log=log)
 
 
 @as_root

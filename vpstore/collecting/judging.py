@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple
 from vpstore.collecting import marking
 from vpstore.collecting.marking import Marks, Need, Root
 from vpstore.schema.digest import Digest
-from vpstore.storage import leftovers
+from vpstore.storage import leftovers, modes
 from vpstore.storage.leftovers import Clock, Leftover
 from vpstore.storage.store import Store
 
@@ -29,6 +29,7 @@ NEEDED: Final = "needed"
 YOUNG: Final = "younger than the grace period"
 UNKNOWN: Final = "may be needed"
 BUSY: Final = "a process is at work on it"
+SHUT: Final = "this user cannot remove it"
 ASIDE: Final = "kept aside until --quarantine"
 FOREIGN: Final = "vpstore made no such file"
 UNROOTED: Final = "no root leads to it"
@@ -165,18 +166,21 @@ class Plan:
         return (YOUNG, YOUNG) if self.clock.is_young(path) else None
 
     def _judge_leftover(self, leftover: Leftover) -> None:
-        ground = ""
+        ground, shut = "", None
         if leftover.kind == "quarantine" and not self.collection.terms.quarantine:
             ground = ASIDE
         elif self.collection.is_refused:
             ground = UNKNOWN
         elif leftover.kind != "process" and self.clock.is_young(leftover.path):
             ground = YOUNG
+        elif (shut := leftovers.obstacle(self.store, leftover)) is not None:
+            ground = SHUT
         else:
             with leftovers.unused(self.store, leftover) as is_free:
                 ground = "" if is_free else BUSY
         going = REPLACED if leftover.kind == "quarantine" else ABANDONED
-        row = self._say(leftover.kind, leftover.path, stays=(ground, ground) if ground else None, going=going)
+        stays = (ground, ground if shut is None else shut_reason(shut)) if ground else None
+        row = self._say(leftover.kind, leftover.path, stays=stays, going=going)
         if row.goes:
             self.leftovers.append((row, leftover))
 
@@ -188,6 +192,15 @@ class Plan:
         row = Verdict(kind, name, leftovers.size(path), stays is None, ground, why)
         self.collection.verdicts.append(row)
         return row
+
+
+def shut_reason(place: Path) -> str:
+    """Why this user cannot remove something, and who can.
+
+    Args:    place: the file or folder that the kernel refuses.
+    """
+    owner = modes.whose(place)
+    return f"{SHUT}, but its owner's gc does: {place}" + (f": {owner}" if owner else "")
 
 
 def judge(store: Store, collection: Collection, clock: Clock) -> Plan:

@@ -2,8 +2,9 @@
 
 Place in the path: `gc` removes what is old and nobody's, `doctor` says how much there is. Temporary files, unfinished
 downloads and scratch folders outlive their writers only by a kill; quarantine keeps damaged blobs until a person asks.
-Invariants: age is by ctime, which no program can set back, and of a folder that of the youngest thing in it; what
-cannot be looked at is young; a scratch folder whose key is locked and a file that is locked are somebody's.
+Invariants: age is by ctime, which no program can set back, and of a folder that of the youngest thing in it that this
+user can see; what cannot be looked at is young; what this user cannot remove is told, and left whole; a scratch folder
+whose key is locked and a file that is locked are somebody's.
 
 Example:
     for leftover in leftovers(store): print(leftover.kind, leftover.path, leftover.size_bytes)
@@ -14,12 +15,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vpstore.schema.digest import is_hex
+from vpstore.storage import modes
 from vpstore.storage.locks import release, take
 from vpstore.storage.store import Store
 
@@ -57,17 +59,26 @@ class Leftover:
 def leftovers(store: Store) -> Iterator[Leftover]:
     """Everything of the kind, whoever it belongs to, in a fixed order."""
     partial = store.root / "tmp" / "partial"
-    for path in _inside(store.root / "tmp"):
+    for path in _listed(store.root / "tmp"):
         if path != partial:
             yield Leftover("temporary", path, size(path))
-    for path in _inside(partial):
+    for path in _listed(partial):
         yield Leftover("download", path, size(path))
-    for path in _inside(store.root / "work"):
+    for path in _listed(store.root / "work"):
         yield Leftover("scratch", path, size(path))
     for path in store.roots.abandoned():
         yield Leftover("process", path, size(path))
-    for path in _inside(store.root / "quarantine"):
+    for path in _listed(store.root / "quarantine"):
         yield Leftover("quarantine", path, size(path))
+
+
+def obstacle(store: Store, leftover: Leftover) -> Path | None:
+    """What keeps this user from removing a leftover, or from asking whether somebody has it; None if nothing does."""
+    path = leftover.path
+    asked = store.locks.path(path.name) if _is_keyed(leftover) else path
+    if asked.is_file() and not asked.is_symlink() and not os.access(asked, os.R_OK):
+        return asked
+    return modes.obstacle(path)
 
 
 @contextmanager
@@ -76,7 +87,7 @@ def unused(store: Store, leftover: Leftover) -> Iterator[bool]:
 
     Returns: whether nobody was at it.
     """
-    if leftover.kind == "scratch" and is_hex(leftover.path.name, 64):
+    if _is_keyed(leftover):
         with store.locks.attempt(leftover.path.name) as is_ours:
             yield is_ours
     elif leftover.kind == "temporary" and _is_alive(leftover.path.name.partition("-")[0]):
@@ -89,6 +100,11 @@ def unused(store: Store, leftover: Leftover) -> Iterator[bool]:
             release(descriptor)
     else:
         yield True
+
+
+def _is_keyed(leftover: Leftover) -> bool:
+    """Whether it is the scratch folder of a key, as one that was set aside is not any more."""
+    return leftover.kind == "scratch" and is_hex(leftover.path.name, 64)
 
 
 def _is_alive(pid: str) -> bool:
@@ -109,8 +125,9 @@ def changed(path: Path) -> float:
     Not its mtime, which a recipe may have set, and which renaming into the store leaves as it was.
     """
     latest = os.lstat(path).st_ctime
-    for inner in _inside(path):
-        latest = max(latest, changed(inner))
+    with suppress(PermissionError):  # shut to this user, who cannot remove it either
+        for inner in _inside(path):
+            latest = max(latest, changed(inner))
     return latest
 
 
@@ -121,6 +138,14 @@ def size(path: Path) -> int:
         return sum(map(size, _inside(path))) if is_folder else os.lstat(path).st_size
     except OSError:
         return 0
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder of the store; of one that this user may not list, the folder itself, which stays."""
+    try:
+        return _inside(folder)
+    except PermissionError:
+        return [folder]
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -37,6 +37,10 @@ class Locks:
 
     root: Path
 
+    def path(self, name: str) -> Path:
+        """The lock's file, whether or not it is there."""
+        return self.root / f"{name}.lock"
+
     @contextmanager
     def exclusive(self, name: str, *, waiting: Callable[[], None] = _silently) -> Iterator[None]:
         """Be the only one who holds `name`.
@@ -85,7 +89,7 @@ class Locks:
 
     def _open(self, name: str) -> int | None:
         """The lock's file, made if need be; None if there is none and this user cannot make it."""
-        path = self.root / f"{name}.lock"
+        path = self.path(name)
         with atomic.disk_errors(path, "locking"):
             try:
                 # Network file systems want write access for an exclusive lock.

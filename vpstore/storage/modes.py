@@ -15,6 +15,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -66,11 +67,27 @@ def become_blob(path: Path, root: Path) -> bool:
 
 def can_use(folder: Path) -> bool:
     """Whether this user can read every file below a folder, and make others beside them."""
-    return all(
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK) and all(  # of one that cannot be listed, walk says nothing
         os.access(inner, os.R_OK | os.W_OK | os.X_OK)
         and all(os.access(path, os.R_OK) for name in (*folders, *files) if not (path := Path(inner, name)).is_symlink())
         for inner, folders, files in os.walk(folder)
     )
+
+
+def obstacle(path: Path) -> Path | None:
+    """The folder that keeps this user from removing a path with all that is in it; None if none does."""
+    inside = () if path.is_symlink() else os.walk(path)
+    folders = (Path(inner, name) for inner, names, _ in inside for name in names)
+    return next((folder for folder in chain((path.parent, path), folders) if _keeps(folder)), None)
+
+
+def _keeps(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        return bool(os.listdir(folder)) and not os.access(folder, os.W_OK | os.X_OK)
+    except PermissionError:
+        return True
 
 
 def whose(path: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Final
 from vpstore.errors import NoStore
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
-from vpstore.storage import atomic
+from vpstore.storage import atomic, modes
 from vpstore.storage.attestations import Attestations
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.keys import Keys
@@ -151,8 +151,15 @@ class Store:
         return folder
 
     def drop_scratch(self, key: Digest) -> None:
-        """Remove the folder of a finished build."""
-        atomic.remove_tree(self.root / "work" / key.hex)
+        """Remove the folder of a build; one that this user cannot empty is set aside, for its owner's `gc`.
+
+        Nobody else's build waits for the owner of what a killed process left there and shut.
+        """
+        folder = self.root / "work" / key.hex
+        try:
+            atomic.remove_tree(folder)
+        except PermissionError:
+            atomic.rename(folder, folder.with_name(f"{key.hex}-{os.urandom(8).hex()}"))
 
     def lock(self, key: Digest, *, waiting: Callable[[], None]) -> AbstractContextManager[None]:
         """Hold the right to build `key`; the kernel frees it when the process ends, however it ends.
@@ -182,6 +189,10 @@ def locate(start: Path) -> Path | None:
 
 
 def _unusable(path: Path, error: OSError) -> NoStore:
+    if isinstance(error, PermissionError):
+        next_step = "its owner, or root, lets this user use it; vpstore doctor lists all that is shut, and says how"
+        found = "; ".join(part for part in (str(error.strerror), modes.whose(path)) if part)
+        return NoStore("the store is shut to this user", where=str(path), found=found, next_step=next_step)
     return NoStore(
         "the store lacks a part that cannot be had",
         where=str(path),

@@ -9,7 +9,6 @@ Example:
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import stat
 import time
@@ -23,6 +22,7 @@ from vpstore.errors import VpstoreError
 from vpstore.evidence.committed import read_committed
 from vpstore.preparation import prepare
 from vpstore.runner import load_runner
+from vpstore.storage.access import cure, is_of_group, shut_out
 from vpstore.storage.leftovers import Clock, leftovers
 from vpstore.storage.modes import owner_name
 from vpstore.storage.stamps import cache_directory
@@ -31,7 +31,6 @@ from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
 _OLD: Final = 7 * 24 * 3600
-_KEPT: Final = ("blobs", "keys", "attestations")
 _NAMES: Final = 3  # of what is missing
 
 
@@ -93,6 +92,9 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         found.ask("sharing", lambda: _sharing(root))
         found.ask("readable", lambda: _readable(root))
         found.ask("leftovers", lambda: _leftovers(Store.open(root)))
+    elif root is not None and root.is_dir() and os.access(root, os.R_OK | os.X_OK):
+        found.ask("sharing", lambda: _sharing(root))
+        found.ask("readable", lambda: _readable(root))  # a part that somebody shut is why it cannot be opened
     found.ask("stat stamps", lambda: _stamps(cache_directory()))
     found.ask("git", lambda: _git(start, profile))
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
@@ -165,10 +167,9 @@ def _space(root: Path) -> tuple[bool, str, str]:
 
 def _sharing(root: Path) -> tuple[bool, str, str]:
     """Whether a store that belongs to a group is one for what this user adds to it, too."""
-    mode = root.stat().st_mode
-    if not mode & stat.S_IWGRP:
+    if not is_of_group(root):
         return True, "one user writes to this store", ""
-    if not mode & stat.S_ISGID:
+    if not root.stat().st_mode & stat.S_ISGID:
         return False, "the store's folder gives its group to nothing that is made in it", f"chmod g+s {root}"
     umask = os.umask(0o077)
     os.umask(umask)
@@ -176,22 +177,13 @@ def _sharing(root: Path) -> tuple[bool, str, str]:
 
 
 def _readable(root: Path) -> tuple[bool, str, str]:
-    """Whether this user can read all of the store: a file or folder may be of somebody with another umask."""
-    errors: list[OSError] = []
-    found = [
-        Path(folder, name)
-        for top in _KEPT
-        for folder, _, files in os.walk(root / top, onerror=errors.append)
-        for name in files
-    ]
-    shut = [Path(error.filename) for error in errors]
-    shut += [path for path in found if not path.is_symlink() and not os.access(path, os.R_OK)]
+    """Whether this user can use all of the store: a file or folder may be of somebody with another umask."""
+    shut = shut_out(root)
     if not shut:
-        return True, f"{len(found)} files of the store", ""
+        return True, "all that the store keeps", ""
     owners = ", ".join(sorted({owner_name(path.lstat().st_uid) for path in shut})[:_NAMES])
-    who = "a" if root.stat().st_mode & stat.S_IROTH else "g"
-    detail = f"this user cannot read {len(shut)} files or folders of the store, which belong to {owners}: {shut[0]}"
-    return False, detail, f"{owners}, or root: chmod -R {who}+rX {shlex.join(str(root / top) for top in _KEPT)}"
+    detail = f"this user cannot use {len(shut)} files or folders of the store, which belong to {owners}: {shut[0]}"
+    return False, detail, f"{owners}, or root: {cure(root, shut)}"
 
 
 def _leftovers(store: Store) -> tuple[bool, str, str]:

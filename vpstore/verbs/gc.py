@@ -3,9 +3,9 @@
 Place in the path: after `marking` has found what is needed. Works while nobody changes the store: publishes, cache
 hits, locks, views and the registration of pulls wait, or are waited for.
 Invariants: nothing that a root leads to is deleted, and nothing younger than the grace period; if damage hides what is
-needed, nothing is deleted at all; the order is keys, attestations, manifests (children before parents), other blobs,
-each durable before the next begins, so that no name ever leads to missing bytes; a retry after a kill ends in the same
-state.
+needed, nothing is deleted at all; a leftover that this user cannot remove is named, and stops nothing else; the order
+is keys, attestations, manifests (children before parents), other blobs, each durable before the next begins, so that no
+name ever leads to missing bytes; a retry after a kill ends in the same state.
 
 Example:
     done = collect(work, Terms(grace_seconds=86400, is_dry_run=True)); done.goes_bytes
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpstore.collecting.judging import BUSY, Collection, Plan, Terms, judge
+from vpstore.collecting.judging import BUSY, SHUT, Collection, Plan, Terms, Verdict, judge, shut_reason
 from vpstore.collecting.marking import Marks, Obstacle, mark, shown
 from vpstore.errors import BadManifest, UsageError, VpstoreError
 from vpstore.holdings import read_holdings
@@ -56,6 +56,9 @@ def collect(work: Workspace, terms: Terms, *, forget: Iterable[Path] = ()) -> Co
                 work.store.roots.drop(record)
             _refresh(work, marks)
             _Sweep(work.store, plan).carry_out()
+    for row in done.verdicts:
+        if row.ground == SHUT:
+            work.narrator.warn(f"{row.name} stays: {row.why}")
     return done
 
 
@@ -138,12 +141,18 @@ class _Sweep:
         if is_quiet:
             self._remove_empty()
         for row, leftover in self.plan.leftovers:
-            with leftovers.unused(self.store, leftover) as is_free:
-                if is_free:
-                    atomic.remove_tree(leftover.path)
-                else:  # taken up since it was judged
-                    verdicts = self.plan.collection.verdicts
-                    verdicts[verdicts.index(row)] = row._replace(goes=False, ground=BUSY, why=BUSY)
+            try:
+                with leftovers.unused(self.store, leftover) as is_free:
+                    if is_free:
+                        atomic.remove_tree(leftover.path)
+                    else:  # taken up since it was judged
+                        self._stays(row, BUSY, BUSY)
+            except PermissionError as error:  # as of a file in a folder that lets only owners remove
+                self._stays(row, SHUT, shut_reason(Path(error.filename or leftover.path)))
+
+    def _stays(self, row: Verdict, ground: str, why: str) -> None:
+        verdicts = self.plan.collection.verdicts
+        verdicts[verdicts.index(row)] = row._replace(goes=False, ground=ground, why=why)
 
     def _remove_empty(self) -> None:
         """Remove folders of keys and attestations that a killed run left empty."""

@@ -321,6 +321,34 @@ def test_a_folder_that_a_killed_recipe_shut_stops_nobody(office: Team, resume: s
 
 
 @as_root
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_what_the_owner_shut_is_removed_by_the_owner(office: Team, mode: int) -> None:
+    """As of a recipe that makes what it unpacks read-only."""
+    log = office.folder / "log"
+    ada = person(office, "ada", ADA)
+    work = office.root / "work"
+
+    def leave() -> None:
+        inner = next(work.iterdir()) / "unpacked"
+        inner.mkdir()
+        (inner / "part").write_text("half")
+        inner.chmod(mode)
+
+    recipe = ada.root / "small/grow.py"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("    return Staged(", SHUT_FOLDER.lstrip("\n")))
+    become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
+    for then in (["build", "plant@sprout"], ["gc", "--grace", "0"]):
+        become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+        become(ADA, leave, umask=0o002, log=log)
+        log.write_text("")
+        become(ADA, commands(ada, then, ["gc", "--grace", "0"], ["build", "plant@sprout"]), umask=0o002, log=log)
+        assert "warning" not in log.read_text()
+        assert list(work.iterdir()) == []
+        ada.set_steps(sprout=3)
+
+
+@as_root
 @pytest.mark.parametrize("what", ["blob", "folder"])
 def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what: str) -> None:
     log = office.folder / "log"

@@ -136,10 +136,15 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and everything in it if it is there; links are removed, never followed."""
+    """Remove a directory and everything in it if it is there; links are removed, never followed.
+
+    A folder that this user shut, as a recipe that makes its files read-only does, is opened to this user first.
+    """
     if path.is_symlink() or not path.is_dir():
         remove(path)
         return
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK) and path.stat().st_uid == os.geteuid():
+        system.disk.chmod(path, 0o700)
     for inner in sorted(path.iterdir()):
         remove_tree(inner)
     system.disk.rmdir(path)

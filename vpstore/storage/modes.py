@@ -75,14 +75,17 @@ def can_use(folder: Path) -> bool:
 
 
 def obstacle(path: Path) -> Path | None:
-    """The folder that keeps this user from removing a path with all that is in it; None if none does."""
+    """The folder that keeps this user from removing a path with all that is in it; None if none does.
+
+    One that belongs to this user does not: `atomic.remove_tree` opens it.
+    """
     inside = () if path.is_symlink() else os.walk(path)
     folders = (Path(inner, name) for inner, names, _ in inside for name in names)
     return next((folder for folder in chain((path.parent, path), folders) if _keeps(folder)), None)
 
 
 def _keeps(folder: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid == os.geteuid():
         return False
     try:
         return bool(os.listdir(folder)) and not os.access(folder, os.W_OK | os.X_OK)

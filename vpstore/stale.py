@@ -40,21 +40,29 @@ def ask(work: Workspace, artifacts: Sequence[Digest]) -> dict[Digest, Answer]:
     # The checkout's root is no place to find this program in, unless this process found it there.
     program = str(Path(vpstore.__file__).resolve().parents[1])
     path = os.pathsep.join([program, *(place for place in sys.path if place)])
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "vpstore.stale"],
-        input=json.dumps(question).encode(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=work.checkout.root,
-        env={**os.environ, "PYTHONPATH": path, ROOT_VARIABLE: str(work.store.root)},
-        check=False,
-    )
     try:
-        said = {Digest(key): _answer(value) for key, value in json.loads(done.stdout).items()}
-    except (ValueError, TypeError, AttributeError, KeyError):
-        said = {}
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "vpstore.stale"],
+            input=json.dumps(question).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=work.checkout.root,
+            env={**os.environ, "PYTHONPATH": path, ROOT_VARIABLE: str(work.store.root)},
+            check=False,
+        )
+    except OSError as error:  # as where this user may not run this Python
+        return dict.fromkeys(artifacts, Answer(unknown=f"no process could be started: {error.strerror}"))
+    said = _answers(done.stdout)
     silence = Answer(unknown=f"the project's code gave no answer (exit {done.returncode})")
     return {artifact: said.get(artifact, silence) for artifact in artifacts}
+
+
+def _answers(text: bytes) -> dict[Digest, Answer]:
+    """What the other process said; nothing if it is no answer."""
+    try:
+        return {Digest(key): _answer(value) for key, value in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, KeyError, VpstoreError):
+        return {}
 
 
 def _answer(value: Any) -> Answer:

@@ -88,7 +88,10 @@ def test_a_repository_that_git_was_told_of_is_not_asked(forged: Project, name: s
     assert found(forged, **told_of)["commit"] == git(forged, "rev-parse", "HEAD").strip()
 
 
-@pytest.mark.parametrize("case", SILENCES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if number % 3 == 0 else pytest.mark.slow) for number, case in enumerate(SILENCES)],
+)
 def test_where_git_cannot_say_what_is_committed_that_is_said(forged: Project, case: str) -> None:
     """The forgery and the lock agree, so the committed lock is the only witness."""
     silence, words = SILENCES[case]

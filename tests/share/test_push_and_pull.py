@@ -185,7 +185,7 @@ def test_a_damaged_blob_here_is_reported_by_pull_and_left_to_repair(pair: Pair) 
 
 
 @pytest.mark.parametrize(("damage", "code"), [(Path.unlink, 12), (truncate, 13)])
-@pytest.mark.parametrize("part", ["shard", "manifest"])
+@pytest.mark.parametrize("part", [pytest.param("shard", marks=pytest.mark.slow), "manifest"])
 def test_a_parent_that_the_remote_lost_is_reported_and_the_child_comes_without_a_pointer(
     pair: Pair, damage: Callable[[Path], None], code: int, part: str
 ) -> None:

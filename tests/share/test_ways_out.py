@@ -142,7 +142,7 @@ def follow(project: Project, *command: str) -> None:
 
 
 @pytest.mark.parametrize("name", cases(""))
-@pytest.mark.parametrize("copies", ["remote", "nowhere"])
+@pytest.mark.parametrize("copies", [pytest.param("remote", marks=pytest.mark.slow), "nowhere"])
 def test_what_repair_advises_ends_the_fault(pair: Pair, name: str, copies: str) -> None:
     CLASSES[name](pair)
     if copies == "nowhere":

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from recipes.model.config import DonorConfig, StudentConfig
-from recipes.model.donor import Donor
+from recipes.model.donor import MAX_POSITIONS, Donor
 from recipes.model.precision import KeepsFloat32
 from recipes.model.transformer import Student
 from recipes.names import EMBEDDING, HEAD
@@ -46,7 +46,6 @@ _DONOR_FIXED: dict[str, Any] = {
     "sliding_window": None,
     "use_sliding_window": False,
 }
-_DONOR_MAX_POSITIONS = 40960
 _FLOATS: tuple[Dtype, ...] = ("BF16", "F16", "F32")
 _SHOWN_FAULTS = 8
 
@@ -221,7 +220,7 @@ def donor_config_json(config: DonorConfig) -> dict[str, Any]:
     return {
         "architectures": [DONOR_ARCHITECTURE],
         "model_type": DONOR_MODEL_TYPE,
-        "max_position_embeddings": _DONOR_MAX_POSITIONS,
+        "max_position_embeddings": MAX_POSITIONS,
         "torch_dtype": "bfloat16",
         **_DONOR_FIXED,
         **config.model_dump(mode="json"),

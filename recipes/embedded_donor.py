@@ -15,10 +15,11 @@ Example:
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +28,28 @@ from torch import Tensor, nn
 from recipes import runtime
 from recipes.checkpoint import donor_config_json
 from recipes.data.bpe import json_bytes, load_ranks, tokenizer_json
-from recipes.data.donor_text import EncodedDocument, evaluation_chunks, qwen_encoder, read_corpus, training_rows
+from recipes.data.donor_text import (
+    Corpus,
+    CorpusDocuments,
+    EncodedDocument,
+    evaluation_chunks,
+    qwen_encoder,
+    read_corpus,
+)
 from recipes.data.encodings import QWEN3
 from recipes.model.donor import Donor
-from recipes.params.embedded_donor import Optimizer, Params
+from recipes.params.embedded_donor import Params
+from recipes.params.training import TrainingParams
 from recipes.recipe import Context, PlannedFile, Report, RunResult, bytes_file, json_file
-from recipes.train.head_loss import mean_cross_entropy
-from recipes.train.schedule import factor
+from recipes.train.donor_optimizer import DonorOptimizer
+from recipes.train.loop import Scratch, Trainer
+from recipes.train.state import Identity
+from recipes.train.step_figures import Row, StepFigures
 from vpstore.errors import RecipeRefused
 
 RANKS = "ranks/qwen.tiktoken"
 CORPUS = "corpus/"
+_STATES = 8  # saved on the way
 _CURVE_POINTS = 200  # of the training loss, each the mean over its span of steps
 _EVALUATED_TOKENS = 4096  # padded tokens a forward pass
 _EVALUATED_ROWS = 256  # rows of float32 logits in memory at a time
@@ -58,8 +70,7 @@ def run(context: Context) -> RunResult:
         copies=params.copies,
     )
     donor = new_donor(params).to(runtime.device())
-    rows = training_rows(corpus, sequence_length=params.sequence_length, sequences=params.sequences, seed=params.seed)
-    losses, curve = _train(donor, params, rows, corpus.held_out, context)
+    losses, curve = _train(donor, params, corpus, context)
     donor.to(torch.bfloat16)
     metrics = {
         "held_out": held_out_figures(donor, corpus.held_out, params.sequence_length),
@@ -110,89 +121,71 @@ def new_donor(params: Params) -> Donor:
     return donor
 
 
-def optimizers(donor: Donor, settings: Optimizer) -> list[torch.optim.Optimizer]:
-    """Muon over the matrices of the layers; AdamW over embedding, head and gains."""
-    named = list(donor.named_parameters())
-    matrices = [weight for name, weight in named if weight.ndim == 2 and ".layers." in name]
-    tables = [weight for name, weight in named if weight.ndim == 2 and ".layers." not in name]
-    gains = [weight for _, weight in named if weight.ndim == 1]
-    groups = [
-        {"params": tables, "lr": settings.embedding_rate, "weight_decay": settings.embedding_decay},
-        {"params": gains, "lr": settings.gain_rate, "weight_decay": 0.0},
-    ]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=settings.matrix_rate,
-            weight_decay=settings.matrix_decay,
-            momentum=settings.momentum,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(groups, betas=settings.betas, fused=tables[0].is_cuda),
-    ]
+def trainer_of(donor: Donor, params: Params, corpus: Corpus, scratch: Scratch) -> Trainer:
+    """The loop that every training of the chain goes through, with the donor's own optimizers."""
+    train = TrainingParams.model_validate_json(json.dumps(_training_table(params)))
+    documents = CorpusDocuments(corpus, where=params.evaluated)
+    return Trainer(donor, train, documents, scratch, optimizer=DonorOptimizer(donor, params.optimizer))
+
+
+def _training_table(params: Params) -> dict[str, Any]:
+    own = params.optimizer
+    rates = {"matrix_rate": own.matrix_rate, "embedding_rate": own.embedding_rate, "head_rate": own.embedding_rate}
+    others = dict.fromkeys(("vector_rate", "frequency_rate", "residual_rate"), own.gain_rate)
+    decays = {"matrix_decay": own.matrix_decay, "table_decay": own.embedding_decay}
+    return {
+        "steps": params.steps,
+        "sequence_length": params.sequence_length,
+        "sequences": params.sequences,
+        "micro_sequences": params.sequences,
+        "seed": params.seed,
+        "save_every_steps": max(1, params.steps // _STATES),
+        "precision": params.precision,
+        "schedule": {"warmup_steps": own.warmup, "shape": "cosine", "final": 0.0},
+        "optimizer": {**rates, **others, **decays, "clip_norm": own.clip_norm},
+        "loss": {"kind": "plain", "chunk": params.loss_chunk},
+        "spikes": {"window": 8, "factor": 2.0},  # marks in the rows; nothing here depends on them
+    }
 
 
 Curve = list[dict[str, float]]
 
 
-def _train(
-    donor: Donor,
-    params: Params,
-    rows: Iterator[tuple[Tensor, Tensor, Tensor]],
-    held_out: Sequence[EncodedDocument],
-    context: Context,
-) -> tuple[Curve, Curve]:
-    # Kernels are fused where that pays; a CPU runs op by op, so that its bytes do not depend on a compiler.
-    hidden = torch.compile(donor.forward_hidden) if donor.head_weight.is_cuda else donor.forward_hidden
-    steppers = optimizers(donor, params.optimizer)
-    peaks = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
-    span, period = -(-params.steps // _CURVE_POINTS), -(-params.steps // params.evaluations)
-    losses: Curve = []
-    curve: Curve = []
-    recent: list[Tensor] = []
-    for step, batch in enumerate(islice(rows, params.steps)):
-        share = factor(step, total=params.steps, warmup=params.optimizer.warmup, shape="cosine", final=0.0)
-        for stepper, rates in zip(steppers, peaks, strict=True):
-            for group, peak in zip(stepper.param_groups, rates, strict=True):
-                group["lr"] = peak * share
-        recent.append(_step(donor, hidden, params, batch))
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        last = step + 1 == params.steps
-        if last or (step + 1) % span == 0:
-            losses.append({"step": step + 1, "loss": _finite(torch.stack(recent).mean().item(), step)})
-            recent = []
-        if last or (step + 1) % period == 0:
-            figures = held_out_figures(donor, held_out, params.sequence_length)
-            curve.append({"step": step + 1, "bits_per_byte": figures["bits_per_byte"]})
-        context.progress("training", step + 1, params.steps)
-    return losses, curve
+def _train(donor: Donor, params: Params, corpus: Corpus, context: Context) -> tuple[Curve, Curve]:
+    """Train to the end, from the beginning or from the state that an interrupted run left.
 
+    Returns: the loss, each point the mean over its span of steps, and held-out bits per byte.
+    """
+    trainer = trainer_of(donor, params, corpus, Scratch(context.scratch / "training", Identity.of(context)))
+    period = -(-params.steps // params.evaluations)
+    if not trainer.resume():
+        trainer.record["curve"] = []
 
-def _step(
-    donor: Donor, hidden: Callable[[Tensor, Tensor], Tensor], params: Params, batch: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    """Leave clipped gradients on the weights, and return the loss without waiting for it."""
-    device = donor.head_weight.device
-    ids_BT, labels_BT, documents_BT = (part.to(device, non_blocking=True) for part in batch)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        hidden_NH = hidden(ids_BT, documents_BT).flatten(0, 1)
-        loss = mean_cross_entropy(hidden_NH, donor.head_weight, labels_BT.flatten(), chunk=params.loss_chunk)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(donor.parameters(), params.optimizer.clip_norm)
-    return loss.detach()
+    def measure(row: Row, figures: StepFigures) -> bool:
+        if trainer.step == params.steps or trainer.step % period == 0:
+            found = held_out_figures(donor, corpus.held_out, params.sequence_length)
+            trainer.record["curve"].append({"step": trainer.step, "bits_per_byte": found["bits_per_byte"]})
+        return False
 
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
+    trainer.on_step = measure
+    trainer.run(context.progress)
+    if not trainer.is_finite:
+        stopped = trainer.record["stopped"]
         raise RecipeRefused(
             "the training loss is not finite",
-            where=f"step {step + 1}",
-            found=str(loss),
+            where=f"step {stopped['step']}",
+            found=f"loss {stopped['loss']}, norm of the gradients {stopped['gradient_norm']}",
             next_step="lower the rates in configs/upcycle/embedded_donor.toml",
         )
-    return loss
+    return _spans([row["loss"] for row in trainer.rows], span=-(-params.steps // _CURVE_POINTS)), trainer.record[
+        "curve"
+    ]
+
+
+def _spans(losses: list[float], *, span: int) -> Curve:
+    parts = [losses[start : start + span] for start in range(0, len(losses), span)]
+    ends = [min(start + span, len(losses)) for start in range(0, len(losses), span)]
+    return [{"step": end, "loss": math.fsum(part) / len(part)} for end, part in zip(ends, parts, strict=True)]
 
 
 def held_out_figures(donor: Donor, held_out: Sequence[EncodedDocument], sequence_length: int) -> dict[str, float]:

@@ -64,6 +64,12 @@ MANY_PARAMETERS = {
     "recipes/ops/tpa.py:low_rank_factors": 6,
     "recipes/train/losses.py:weighted_token_losses": 6,
     "recipes/train/losses.py:forward": 6,
+    "recipes/train/head_loss.py:weighted_losses": 6,
+    "recipes/train/head_loss.py:forward": 6,
+    "recipes/train/slopes.py:_slopes": 8,
+    "recipes/model/grouped.py:forward": 7,
+    "recipes/model/factor_kernel.py:_gradients": 10,
+    "recipes/train/loop.py:__init__": 6,
 }
 TYPING_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import X"
 PURE_FORBIDDEN = {"os", "pathlib", "time", "datetime", "io", "shutil", "subprocess", "socket", "random", "secrets"}

@@ -10,8 +10,7 @@ seed and the epoch, not on the order of the files.
 
 Example:
     corpus = read_corpus(files, encode, held_out_fraction=0.1)
-    for ids_BT, labels_BT, documents_BT in training_rows(corpus, sequence_length=1024, sequences=8, seed=1):
-        ...
+    rows = packed_rows(CorpusDocuments(corpus, where="prose"), "document_bounded", sequence_length=1024, seed=1)
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tiktoken
-import torch
-from torch import Tensor
 
 from recipes.data.bpe import load_ranks
 from recipes.data.corpus import Document
@@ -144,31 +141,29 @@ def _by_name(found: list[EncodedDocument]) -> list[EncodedDocument]:
     return sorted(found, key=lambda each: each.doc_id)
 
 
-def training_rows(
-    corpus: Corpus, *, sequence_length: int, sequences: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless steps of ids, labels and document numbers, each int64 [sequences, sequence_length].
+class CorpusDocuments:
+    """The documents of an epoch as the packing wants them: each behind `<|endoftext|>`, every label counted.
 
-    The documents of an epoch stand in a drawn order, one after the other, and are cut into rows; a document that a cut
-    goes through continues in the next row without its beginning. The end of an epoch that fills no step opens the next.
+    The label of a document's last token is the `<|endoftext|>` before the next one, so the end of a text is learned.
     """
-    generator = torch.Generator().manual_seed(seed)
-    needed = sequences * sequence_length
-    rest = np.empty(0, dtype=np.int32)
-    while True:
-        order = torch.randperm(len(corpus.train), generator=generator).tolist()
-        pieces = [part for number in order for part in (np.array([END_OF_TEXT], np.int32), corpus.train[number].ids)]
-        stream = np.concatenate([rest, *pieces])
-        steps = (len(stream) - 1) // needed
-        for step in range(steps):
-            yield _rows(stream[step * needed : (step + 1) * needed + 1], sequences)
-        rest = stream[steps * needed :]
 
+    def __init__(self, corpus: Corpus, *, where: str) -> None:
+        self.where, self._documents = where, corpus.train
+        self.lengths = np.array([len(each.ids) + 1 for each in corpus.train], dtype=np.int64)
 
-def _rows(window: Ids, sequences: int) -> tuple[Tensor, Tensor, Tensor]:
-    ids = torch.from_numpy(window[:-1].astype(np.int64)).view(sequences, -1)
-    labels = torch.from_numpy(window[1:].astype(np.int64)).view(sequences, -1)
-    return ids, labels, (ids == END_OF_TEXT).cumsum(dim=1)
+    def __len__(self) -> int:
+        """Number of documents, copies counted."""
+        return len(self._documents)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of one epoch."""
+        return int(self.lengths.sum())
+
+    def document(self, number: int) -> tuple[Ids, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Tokens, loss mask and span of one document."""
+        ids = np.concatenate([np.array([END_OF_TEXT], np.int32), self._documents[number].ids])
+        return ids, np.ones(len(ids), np.uint8), np.zeros(len(ids), np.uint8)
 
 
 def evaluation_chunks(document: EncodedDocument, sequence_length: int) -> list[tuple[Ids, Ids]]:

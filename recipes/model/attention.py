@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from recipes.model import flex
 from recipes.model.config import StudentConfig
 from recipes.model.grape import alibi_slopes, rotate
 from recipes.model.modules import Projection, RmsNorm
@@ -63,10 +64,15 @@ class Attention(KeepsFloat32):
         Args:    x_BTH: the layer's input after `input_layernorm`.
         Returns: q [B, T, Q, D], k [B, T, K, D], v [B, T, K, D]. Query head h shares KV head h // G.
         """
+        q_BTQD, k_BTKD, v_BTKD = self.raw_heads(x_BTH)
+        return self.q_norm(q_BTQD), self.k_norm(k_BTKD), v_BTKD
+
+    def raw_heads(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values with their bias, before any norm; shapes as of `project`."""
         groups = self.config.num_kv_heads
         grouped = torch.unflatten(self.raw_qkv(x_BTH), -1, (groups, -1, self.config.head_dim))
         q_BTKGD, k, v = torch.split(grouped, [self.config.num_query_heads // groups, 1, 1], dim=-2)
-        return self.q_norm(q_BTKGD.flatten(-3, -2)), self.k_norm(k.squeeze(-2)), v.squeeze(-2)
+        return q_BTKGD.flatten(-3, -2), k.squeeze(-2), v.squeeze(-2)
 
     def attend(self, q_BTQD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, state: Stream) -> Tensor:
         """Mixed values of all heads, concatenated: what `o_proj` multiplies.
@@ -75,6 +81,10 @@ class Attention(KeepsFloat32):
         Raises:  RecipeRefused: a layer above the first before layer 1 has run on this state.
         """
         v_BTKD = self.mix_values(v_BTKD, state)
+        if state.masks is not None:
+            mask = state.masks.of(self.window)
+            q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
+            return flex.sink_attention((q_BTQD, k_BTKD, v_BTKD), self.softmax_offset, mask, uses_alibi=self.uses_alibi)
         offset_KG = torch.unflatten(self.softmax_offset, 0, (self.config.num_kv_heads, -1))
         outputs = [sink_attention(tile, offset_KG) for tile in self._tiles(q_BTQD, k_BTKD, v_BTKD, state)]
         return join_tiles(outputs, tokens=q_BTQD.shape[1])
@@ -95,7 +105,7 @@ class Attention(KeepsFloat32):
         Raises:  RecipeRefused: a layer above the first before layer 1 has run on this state.
         """
         if self.value_residual is None:
-            state.v1_BTKD = v_BTKD
+            state.v1_BTKD = wide(v_BTKD)  # all layers' gradients meet here, and are summed in this dtype
             return v_BTKD
         if state.v1_BTKD is None:
             raise RecipeRefused(
@@ -115,20 +125,25 @@ class Attention(KeepsFloat32):
 
     def _tiles(self, q_BTQD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, state: Stream) -> list[Tile]:
         """Rotate, group by KV head, and cut: banded where a window is much shorter than the row."""
-        if self.uses_rotary:
-            if state.rotary is None:
-                raise RecipeRefused(
-                    "a rotating layer has no rotary tables",
-                    where=f"attention of layer {self.number}",
-                    next_step="make the state with Student.start",
-                )
-            q_BTQD, k_BTKD = rotate(q_BTQD, state.rotary), rotate(k_BTKD, state.rotary)
+        q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
         heads = Heads(torch.unflatten(q_BTQD, 2, (self.config.num_kv_heads, -1)), k_BTKD, v_BTKD)
         if self.window is not None and q_BTQD.shape[1] > 2 * self.window:
             return banded_tiles(heads, state, window=self.window)
         slopes = alibi_slopes(self.config.num_query_heads, device=q_BTQD.device) if self.uses_alibi else None
         slopes_KG = None if slopes is None else torch.unflatten(slopes, 0, (self.config.num_kv_heads, -1))
         return causal_tiles(heads, state, window=self.window, slopes_KG=slopes_KG)
+
+    def _rotated(self, q_BTQD: Tensor, k_BTKD: Tensor, state: Stream) -> tuple[Tensor, Tensor]:
+        """Queries and keys at their positions, where this layer rotates."""
+        if not self.uses_rotary:
+            return q_BTQD, k_BTKD
+        if state.rotary is None:
+            raise RecipeRefused(
+                "a rotating layer has no rotary tables",
+                where=f"attention of layer {self.number}",
+                next_step="make the state with Student.start",
+            )
+        return rotate(q_BTQD, state.rotary), rotate(k_BTKD, state.rotary)
 
 
 class GroupedQueryAttention(Attention):

@@ -17,14 +17,21 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.model.config import DonorConfig
+from recipes.model.modules import Projection
+from recipes.model.precision import REFERENCE, Numerics
+from recipes.model.stream import Stream
+
+MAX_POSITIONS: Final = 40960  # as Qwen3's config.json says
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,10 @@ class DonorAttention(nn.Module):
         self.config = config
         hidden, width = config.hidden_size, config.head_dim
         queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
-        self.q_proj = nn.Linear(hidden, queries, bias=False)
-        self.k_proj = nn.Linear(hidden, keys, bias=False)
-        self.v_proj = nn.Linear(hidden, keys, bias=False)
-        self.o_proj = nn.Linear(queries, hidden, bias=False)
+        self.q_proj = Projection(hidden, queries, bias=False)
+        self.k_proj = Projection(hidden, keys, bias=False)
+        self.v_proj = Projection(hidden, keys, bias=False)
+        self.o_proj = Projection(queries, hidden, bias=False)
         self.q_norm = RmsNorm(width, config.rms_norm_eps)
         self.k_norm = RmsNorm(width, config.rms_norm_eps)
 
@@ -148,9 +155,9 @@ class DonorMlp(nn.Module):
 
     def __init__(self, config: DonorConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size, bias=False)
 
     def gate(self, x_BTH: Tensor) -> Tensor:
         """The gate before its nonlinearity [B, T, F]."""
@@ -185,6 +192,12 @@ class DonorLayer(nn.Module):
         return cast(Tensor, x_BTH + self.mlp(self.post_attention_layernorm(x_BTH)))
 
 
+@cache
+def compiled_layer() -> Callable[[DonorLayer, Tensor, DonorState], Tensor]:
+    """`DonorLayer.forward`, compiled once for all layers."""
+    return torch.compile(DonorLayer.forward, dynamic=False, fullgraph=True)
+
+
 class DonorBody(nn.Module):
     """Everything below the head; exists so that names begin with `model.` as in stock checkpoints."""
 
@@ -202,8 +215,9 @@ class Donor(nn.Module):
         super().__init__()
         self.config = config
         self.model = DonorBody(config)
+        self.recompute = False  # what a trainer may ask for; a donor is small
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -225,6 +239,32 @@ class Donor(nn.Module):
         one = torch.zeros_like(ids_BT) if documents_BT is None else documents_BT
         allowed = None if documents_BT is None else document_mask(documents_BT)
         return x_BTH, DonorState(*rotary_factors(positions_within(one), self.config, x_BTH.dtype), allowed)
+
+    @property
+    def max_sequence(self) -> int:
+        """Tokens of the longest row that the model is made for."""
+        return MAX_POSITIONS
+
+    def can_be_fused(self, dtype: torch.dtype) -> bool:
+        """Whether the layers have their fused form in a dtype: in any."""
+        return True
+
+    def kept_numbers(self, *, recompute: bool) -> int:
+        """Numbers of the stream's size that a training pass keeps, a token; an upper estimate."""
+        c = self.config
+        heads = (2 * c.num_attention_heads + 4 * c.num_key_value_heads) * c.head_dim
+        return c.num_hidden_layers * (8 * c.hidden_size + 4 * c.intermediate_size + 2 * heads)
+
+    def hidden_of(self, ids_BT: Tensor, state: Stream, numerics: Numerics = REFERENCE) -> Tensor:
+        """The stream after the final norm, for a trainer: the state says where documents are."""
+        x_BTH = self.model.embed_tokens(ids_BT)
+        x_BTH = x_BTH.to(numerics.dtype or x_BTH.dtype)
+        allowed = None if state.run_BT is None else document_mask(state.run_BT)
+        own = DonorState(*rotary_factors(state.positions_BT, self.config, x_BTH.dtype), allowed)
+        step = compiled_layer() if numerics.is_fused else DonorLayer.forward
+        for layer in self.layers:
+            x_BTH = step(layer, x_BTH, own)
+        return cast(Tensor, self.model.norm(x_BTH))
 
     def forward_hidden(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """The stream after the final norm.

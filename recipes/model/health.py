@@ -76,11 +76,17 @@ def router_health(student: Student, counts: Mapping[int, Tensor]) -> dict[int, L
 
     Args:    counts: tokens per expert by layer number, as `added_counts` gives them.
     """
-    return {
-        layer.number: layer_health(counts[layer.number], layer.mlp.router.expert_bias)
+    biases = {
+        layer.number: layer.mlp.router.expert_bias
         for layer in student.layers
         if isinstance(layer.mlp, MixtureOfExperts)
     }
+    if not biases:
+        return {}
+    # All layers in two transfers: asking a GPU layer by layer would stop it as often.
+    counts_LE = torch.stack([counts[number] for number in biases]).cpu()
+    bias_LE = torch.stack(list(biases.values())).cpu()
+    return {number: layer_health(*rows) for number, *rows in zip(biases, counts_LE, bias_LE, strict=True)}
 
 
 def added_counts(passes: Iterable[Mapping[int, Routing]]) -> dict[int, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from recipes.model.precision import wide
@@ -31,7 +32,12 @@ class Drawable(Protocol):
 
 
 class Projection(nn.Linear):
-    """A linear layer with a small normal start."""
+    """A linear layer with a small normal start; its product is made in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out] in the dtype of `x`, whatever the weight is kept in."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
     def draw(self, generator: Generator | None = None) -> None:
         """Draw the weight, zero the bias."""

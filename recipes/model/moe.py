@@ -23,9 +23,10 @@ from torch import Generator, Tensor, nn
 
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.ffn import FeedForward, relu_squared
+from recipes.model.grouped import Combine, Spread, dispatch, grouped_experts
 from recipes.model.modules import INITIAL_STD, Projection
 from recipes.model.precision import KeepsFloat32, wide
-from recipes.model.routing import routing_statistics, top_in_groups
+from recipes.model.routing import Routing, counts_of, routing_statistics, top_in_groups
 from recipes.model.stream import Stream
 
 
@@ -93,6 +94,16 @@ class Experts(nn.Module):
         for bias in (self.fc1_bias, self.fc2_bias):
             nn.init.zeros_(bias)
 
+    @property
+    def can_be_grouped(self) -> bool:
+        """Whether both widths keep rows of two-byte numbers aligned to 16 bytes, as the grouped product wants them."""
+        return all(width % 8 == 0 for width in self.fc1_weight.shape[1:])
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Stacks of both layers' weights and biases."""
+        return self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
+
     def forward(self, x_MH: Tensor, sizes: list[int]) -> Tensor:
         """Apply expert e to the e-th run of rows.
 
@@ -100,8 +111,7 @@ class Experts(nn.Module):
         Returns: [M, H].
         """
         # One unbind for all: indexing expert by expert would give each its own full-size gradient.
-        stacks = (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        parts = zip(torch.split(x_MH, sizes), *(stack.unbind(0) for stack in stacks), strict=True)
+        parts = zip(torch.split(x_MH, sizes), *(stack.to(x_MH.dtype).unbind(0) for stack in self.weights), strict=True)
         outputs = [
             F.linear(relu_squared(F.linear(rows, w1_FH, b1_F)), w2_HF, b2_H)
             for rows, w1_FH, b1_F, w2_HF, b2_H in parts
@@ -122,25 +132,42 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_BTH: Tensor, state: Stream) -> Tensor:
         """shared(x) + routed(x); leaves a `Routing` in the state if it collects."""
-        shared_BTH: Tensor = self.shared_expert(x_BTH)
-        return shared_BTH + self.routed(x_BTH, state)
+        y_BTH, routing = self.mixture(x_BTH, state)
+        state.note(self.number, routing)
+        return y_BTH
 
-    def routed(self, x_BTH: Tensor, state: Stream) -> Tensor:
-        """sum_i p_i E_i(x), summed in at least float32 in the order of choice."""
+    def mixture(self, x_BTH: Tensor, state: Stream) -> tuple[Tensor, Routing | None]:
+        """shared(x) + routed(x), and the routing's statistics if the state collects them; leaves nothing there."""
+        shared_BTH: Tensor = self.shared_expert(x_BTH)
+        routed_BTH, routing = self.routed(x_BTH, state)
+        return shared_BTH + routed_BTH, routing
+
+    def routed(self, x_BTH: Tensor, state: Stream) -> tuple[Tensor, Routing | None]:
+        """sum_i p_i E_i(x), summed in at least float32 in the order of choice; and the statistics."""
         x_NH = x_BTH.flatten(0, -2)
         logits_NE, scores_NE = self.router.scores(x_NH)
         expert_Nk = self.router.choose(scores_NE)
-        counts_E = self._counts(expert_Nk)
-        if state.collect:
-            kept_BT, scores_BTE = state.kept_BT, torch.unflatten(scores_NE, 0, x_BTH.shape[:-1])
-            kept_counts_E = counts_E if kept_BT is None else self._counts(expert_Nk[kept_BT.flatten()])
-            state.routing[self.number] = routing_statistics(scores_BTE, kept_counts_E, self.moe, kept_BT=kept_BT)
-        outputs_NkH = self._dispatch(x_NH, expert_Nk, counts_E.tolist())
         gates_Nk = self.router.gates(logits_NE, expert_Nk)
-        return (wide(outputs_NkH) * gates_Nk[..., None]).sum(1).to(x_BTH.dtype).view_as(x_BTH)
+        routing = self._statistics(scores_NE, expert_Nk, state, shape=x_BTH.shape[:-1]) if state.collect else None
+        if state.masks is not None:
+            return self._by_groups(x_NH, expert_Nk, gates_Nk).view_as(x_BTH), routing
+        sizes = counts_of(expert_Nk, self.moe.num_experts).tolist()
+        outputs_NkH = self._dispatch(x_NH, expert_Nk, sizes)
+        return (wide(outputs_NkH) * gates_Nk[..., None]).sum(1).to(x_BTH.dtype).view_as(x_BTH), routing
 
-    def _counts(self, expert_Nk: Tensor) -> Tensor:
-        return torch.bincount(expert_Nk.flatten(), minlength=self.moe.num_experts)
+    def _statistics(self, scores_NE: Tensor, expert_Nk: Tensor, state: Stream, *, shape: torch.Size) -> Routing:
+        kept_N = None if state.kept_BT is None else state.kept_BT.flatten()
+        counts_E = counts_of(expert_Nk, self.moe.num_experts, kept_N)
+        scores_BTE = torch.unflatten(scores_NE, 0, shape)
+        return routing_statistics(scores_BTE, counts_E, self.moe, kept_BT=state.kept_BT)
+
+    def _by_groups(self, x_NH: Tensor, expert_Nk: Tensor, gates_Nk: Tensor) -> Tensor:
+        """As `_dispatch` and the sum behind it, without asking the host for the sizes."""
+        where = dispatch(expert_Nk, self.moe.num_experts)
+        rows_MH: Tensor = Spread.apply(x_NH, where.order_M, where.back_M)  # type: ignore[no-untyped-call]
+        y_MH = grouped_experts(rows_MH, self.experts.weights, where)
+        mixed_NH: Tensor = Combine.apply(y_MH, gates_Nk, where.order_M, where.back_M)  # type: ignore[no-untyped-call]
+        return mixed_NH
 
     def _dispatch(self, x_NH: Tensor, expert_Nk: Tensor, sizes: list[int]) -> Tensor:
         """Sort the tokens' copies by expert, apply, put them back: [N, k, H]."""

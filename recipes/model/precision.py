@@ -15,12 +15,27 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 _NARROW = (torch.bfloat16, torch.float16)
+
+
+class Numerics(NamedTuple):
+    """How a pass computes; what weights, norms, routers and softmax are kept and made in is not chosen here."""
+
+    dtype: torch.dtype | None = None  # of the stream, and so of every matrix product; None: that of the embedding
+    is_fused: bool = False  # FlexAttention, grouped products, compiled layers: for training on a GPU
+
+
+REFERENCE = Numerics()
+
+
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether a dtype has less than float32's mantissa: then products are narrow, and what `wide` computes is not."""
+    return dtype in _NARROW
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,17 +13,15 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.model.config import MoeConfig
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """What one MoE layer did with one batch, padding left out; only `balance_loss` carries gradient."""
 
     counts_E: Tensor  # int64: tokens that chose each expert
@@ -34,13 +32,35 @@ class Routing:
 
 def top_by_index(values: Tensor, k: int) -> Tensor:
     """Indices of the k largest along the last dimension, largest first; among equals the lowest index wins."""
-    left = values.clone()
+    chosen, _ = _drawn(values, k)
+    return torch.cat(chosen, dim=-1)
+
+
+def top_mask(values: Tensor, k: int) -> Tensor:
+    """True at the k largest along the last dimension; among equals the lowest index wins."""
+    _, is_drawn = _drawn(values, k)
+    return is_drawn
+
+
+def _drawn(values: Tensor, k: int) -> tuple[list[Tensor], Tensor]:
+    # Comparisons with an index, where a scatter would do: a compiler fuses them, and nothing is written twice.
+    index = torch.arange(values.shape[-1], device=values.device)
+    is_drawn = torch.zeros_like(values, dtype=torch.bool)
     chosen = []
     for _ in range(k):
-        best = left.argmax(-1, keepdim=True)
+        best = values.masked_fill(is_drawn, float("-inf")).argmax(-1, keepdim=True)
         chosen.append(best)
-        left.scatter_(-1, best, float("-inf"))
-    return torch.cat(chosen, dim=-1)
+        is_drawn = is_drawn | (index == best)
+    return chosen, is_drawn
+
+
+def counts_of(expert_Nk: Tensor, experts: int, kept_N: Tensor | None = None) -> Tensor:
+    """How many tokens chose each expert, int64 [E]; of the kept tokens alone if they are named.
+
+    By comparing: no atomics, and nothing that the host has to wait for.
+    """
+    is_chosen_NE = (expert_Nk[..., None] == torch.arange(experts, device=expert_Nk.device)).any(1)
+    return (is_chosen_NE if kept_N is None else is_chosen_NE & kept_N[:, None]).sum(0)
 
 
 def top_in_groups(scores_NE: Tensor, *, groups: int, keep: int, k: int) -> Tensor:
@@ -51,8 +71,7 @@ def top_in_groups(scores_NE: Tensor, *, groups: int, keep: int, k: int) -> Tenso
     """
     grouped_NJe = torch.unflatten(scores_NE, -1, (groups, -1))
     best_NJm = grouped_NJe.gather(-1, top_by_index(grouped_NJe, k // keep))
-    kept_NJ = torch.zeros_like(best_NJm[..., 0], dtype=torch.bool)
-    kept_NJ.scatter_(-1, top_by_index(best_NJm.sum(-1), keep), True)
+    kept_NJ = top_mask(best_NJm.sum(-1), keep)
     return top_by_index(grouped_NJe.masked_fill(~kept_NJ[..., None], float("-inf")).flatten(-2), k)
 
 
@@ -71,8 +90,7 @@ def routing_statistics(
     kept_BT1 = torch.ones_like(share_BTE[..., :1]) if kept_BT is None else kept_BT[..., None].to(share_BTE.dtype)
     tokens_B1 = kept_BT1.sum(1).clamp(min=1)
     kept_BTE = share_BTE * kept_BT1
-    chosen_BTk = top_by_index(share_BTE.detach(), moe.top_k)
-    hits_BTE = F.one_hot(chosen_BTk, moe.num_experts).sum(2)
+    hits_BTE = top_mask(share_BTE.detach(), moe.top_k).to(share_BTE.dtype)
     f_BE = (hits_BTE * kept_BT1).sum(1) / (moe.top_k * tokens_B1)
     loss = moe.balance_loss_weight * moe.num_experts * (f_BE * (kept_BTE.sum(1) / tokens_B1)).sum(-1).mean()
     with torch.no_grad():

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from recipes.model.flex import Masks
 from recipes.model.grape import RotaryTables
 from recipes.model.routing import Routing
 
@@ -37,18 +38,43 @@ class Stream:
     v1_BTKD: Tensor | None = None  # layer 1's values, before attention
     collect: bool = False
     routing: dict[int, Routing] = field(default_factory=dict)  # by layer number
+    masks: Masks | None = None  # of FlexAttention, in training on a GPU; None: attention goes by tiles
     shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # score biases, reused across layers
 
     @classmethod
-    def of(cls, documents_BT: Tensor, *, collect: bool = False) -> Stream:
-        """State of a batch whose rows hold several documents each, and padding if an id is negative."""
+    def of(
+        cls,
+        documents_BT: Tensor,
+        *,
+        device: torch.device | None = None,
+        collect: bool = False,
+        marks_padding: bool = False,
+    ) -> Stream:
+        """State of a batch whose rows hold several documents each, and padding if an id is negative.
+
+        Args:    documents_BT: best on the CPU, where what it holds can be asked without waiting for a GPU.
+                 device: where the state lies; that of the documents if none is named. marks_padding: have `kept_BT`
+                 also where there is no padding, so that all batches look alike.
+        """
+        where = device or documents_BT.device
         run_BT, kept_BT = document_runs(documents_BT), documents_BT >= 0
-        return cls(positions_within(run_BT), run_BT, None if kept_BT.all() else kept_BT, collect=collect)
+        marks_padding = marks_padding or not bool(kept_BT.all())
+        return cls(
+            sent(positions_within(run_BT), where),
+            sent(run_BT, where),
+            sent(kept_BT, where) if marks_padding else None,
+            collect=collect,
+        )
 
     @classmethod
     def of_rows(cls, tokens: int, *, device: torch.device, collect: bool = False) -> Stream:
         """State of a batch where each row is one document."""
         return cls(torch.arange(tokens, device=device)[None], collect=collect)
+
+    def note(self, number: int, routing: Routing | None) -> None:
+        """Keep what layer `number` did, if it routes and the statistics are wanted."""
+        if routing is not None:
+            self.routing[number] = routing
 
     def bias(self, key: tuple[object, ...], rows_T: Tensor, keys_S: Tensor, slopes_KG: Tensor | None) -> Tensor:
         """Score bias of query indices `rows_T` over key indices `keys_S`, made once for each `key`.
@@ -63,6 +89,12 @@ class Stream:
                 visible = visible & (self.run_BT[:, rows_T, None] == self.run_BT[:, None, keys_S])
             self.shared[key] = score_bias(visible, rows_T[:, None] - keys_S, slopes_KG)
         return self.shared[key]
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on a device; to a GPU from pinned memory, so that the host need not wait until the GPU comes to it."""
+    is_far = device.type == "cuda" and x.device.type == "cpu"
+    return x.pin_memory().to(device, non_blocking=True) if is_far else x.to(device)
 
 
 def document_runs(documents_BT: Tensor) -> Tensor:

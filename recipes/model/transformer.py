@@ -17,8 +17,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Final, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,13 +28,18 @@ from torch.utils.checkpoint import checkpoint
 from recipes.model.attention import Attention, GroupedQueryAttention
 from recipes.model.config import StudentConfig
 from recipes.model.ffn import FeedForward
+from recipes.model.flex import block_masks
 from recipes.model.grape import GrapeM, RotaryTables, rope_frequencies, rotary_tables
 from recipes.model.modules import Drawable, Embedding, Projection, RmsNorm
 from recipes.model.moe import MixtureOfExperts
-from recipes.model.precision import wide_dtype
+from recipes.model.precision import REFERENCE, Numerics, is_narrow, wide_dtype
+from recipes.model.routing import Routing
 from recipes.model.stream import Stream
 from recipes.model.tpa import TensorProductAttention
 from vpstore.errors import ShapeMismatch
+
+# Variants of a layer that one process may compile: kinds of layers, with and without gradients, in several shapes.
+_KINDS: Final = 64
 
 
 class Layer(nn.Module):
@@ -59,8 +65,28 @@ class Layer(nn.Module):
 
     def forward(self, x_BTH: Tensor, state: Stream) -> Tensor:
         """The stream after this layer."""
+        step = Layer.step if state.masks is None else compiled_step()
+        x_BTH, routing = step(self, x_BTH, state)
+        state.note(self.number, routing)
+        return x_BTH
+
+    def step(self, x_BTH: Tensor, state: Stream) -> tuple[Tensor, Routing | None]:
+        """The stream after this layer, and its routing; nothing here tells one layer of a kind from the next."""
         x_BTH = x_BTH + self.self_attn(self.input_layernorm(x_BTH), state)
-        return x_BTH + self.feed_forward(self.post_attention_layernorm(x_BTH), state)
+        normed_BTH = self.post_attention_layernorm(x_BTH)
+        if isinstance(self.mlp, MixtureOfExperts):
+            y_BTH, routing = self.mlp.mixture(normed_BTH, state)
+            return x_BTH + y_BTH, routing
+        return x_BTH + self.mlp(normed_BTH), None
+
+
+@cache
+def compiled_step() -> Callable[[Layer, Tensor, Stream], tuple[Tensor, Routing | None]]:
+    """`Layer.step`, compiled once for each kind of layer: first, local, global, dense or with experts."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, _KINDS)
+    return torch.compile(Layer.step, dynamic=False, fullgraph=True)
 
 
 class Body(nn.Module):
@@ -84,6 +110,7 @@ class Student(nn.Module):
         self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
         # Compute the layers' activations again in the backward pass instead of keeping them.
         self.recompute = False
+        self._fixed: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # RoPE's frequencies, once for each place
 
     @property
     def layers(self) -> list[Layer]:
@@ -95,6 +122,23 @@ class Student(nn.Module):
         """[V, H]."""
         return self.lm_head.weight
 
+    @property
+    def max_sequence(self) -> int:
+        """Tokens of the longest row that the model is made for."""
+        return self.config.max_sequence
+
+    def kept_numbers(self, *, recompute: bool) -> int:
+        """Numbers of the stream's size that a training pass keeps, a token; an upper estimate."""
+        layers = [_kept_by_layer(self.config, number) for number in range(1, self.config.num_layers + 1)]
+        if recompute:  # each layer's input, and all of one layer twice: what it keeps, and the gradients of that
+            return self.config.num_layers * self.config.hidden_size + 2 * max(layers)
+        return sum(layers) + max(layers)
+
+    def can_be_fused(self, dtype: torch.dtype) -> bool:
+        """Whether every layer has its fused form in a dtype: experts are grouped in narrow ones alone."""
+        mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]
+        return not mixtures or (is_narrow(dtype) and all(mixture.experts.can_be_grouped for mixture in mixtures))
+
     def draw(self, generator: Generator | None = None) -> None:
         """Draw all weights afresh, in the order of the modules."""
         for module in self.modules():
@@ -102,7 +146,12 @@ class Student(nn.Module):
                 module.draw(generator)
 
     def start(
-        self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, collect: bool = False
+        self,
+        ids_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        *,
+        collect: bool = False,
+        numerics: Numerics = REFERENCE,
     ) -> tuple[Tensor, Stream]:
         """The embedded tokens and the state that the layers need.
 
@@ -120,25 +169,45 @@ class Student(nn.Module):
         if documents_BT is None:
             state = Stream.of_rows(ids_BT.shape[1], device=ids_BT.device, collect=collect)
         else:
-            state = Stream.of(documents_BT, collect=collect)
+            state = Stream.of(documents_BT, device=ids_BT.device, collect=collect)
+        return self._embedded(ids_BT, state, numerics), state
+
+    def hidden_of(self, ids_BT: Tensor, state: Stream, numerics: Numerics = REFERENCE) -> Tensor:
+        """Hidden states after the final norm, [B, T, H], of a fresh state that `Stream.of` made for these ids."""
+        normed_BTH: Tensor = self.model.norm(self.run_layers(self._embedded(ids_BT, state, numerics), state))
+        return normed_BTH
+
+    def _embedded(self, ids_BT: Tensor, state: Stream, numerics: Numerics) -> Tensor:
+        """The embedded tokens; completes the state by what depends on weights and device."""
         x_BTH: Tensor = self.model.embed_tokens(ids_BT)
+        x_BTH = x_BTH.to(numerics.dtype or x_BTH.dtype)
         state.rotary = self._rotary(state.positions_BT, x_BTH.dtype)
-        return x_BTH, state
+        if numerics.is_fused:
+            rows, tokens = ids_BT.shape
+            window = self.config.window if self.config.attention == "tpa" else None
+            state.masks = block_masks(state.run_BT, rows=rows, tokens=tokens, window=window, device=ids_BT.device)
+        return x_BTH
 
     def run_layers(self, x_BTH: Tensor, state: Stream) -> Tensor:
         """The stream after the last layer, before the final norm."""
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x_BTH = checkpoint(layer, x_BTH, state, use_reentrant=False)
+                # Nothing is drawn on the way, so no generator's state is worth keeping.
+                x_BTH = checkpoint(layer, x_BTH, state, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BTH = layer(x_BTH, state)
         return x_BTH
 
     def hidden_and_state(
-        self, ids_BT: Tensor, documents_BT: Tensor | None = None, *, collect: bool = False
+        self,
+        ids_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        *,
+        collect: bool = False,
+        numerics: Numerics = REFERENCE,
     ) -> tuple[Tensor, Stream]:
         """Hidden states after the final norm, and the state with the routing statistics of this pass."""
-        x_BTH, state = self.start(ids_BT, documents_BT, collect=collect)
+        x_BTH, state = self.start(ids_BT, documents_BT, collect=collect, numerics=numerics)
         return self.model.norm(self.run_layers(x_BTH, state)), state
 
     def forward_hidden(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -164,5 +233,19 @@ class Student(nn.Module):
         config = self.config
         if self.model.grape is not None:
             return rotary_tables(positions_BT, self.model.grape.frequencies())
-        fixed = rope_frequencies(config.head_dim, base=config.rope_base, dtype=wide_dtype(dtype))
-        return rotary_tables(positions_BT, fixed.to(positions_BT.device))
+        place = (positions_BT.device, wide_dtype(dtype))
+        if place not in self._fixed:
+            fixed = rope_frequencies(config.head_dim, base=config.rope_base, dtype=place[1])
+            self._fixed[place] = fixed.to(positions_BT.device)
+        return rotary_tables(positions_BT, self._fixed[place])
+
+
+def _kept_by_layer(config: StudentConfig, number: int) -> int:
+    # The stream twice, both norms' outputs; fused projection before and after its norms; mixed heads.
+    attention = 4 * config.hidden_size + 2 * config.qkv_rows + 2 * config.num_query_heads * config.head_dim
+    if config.moe is None or not config.is_moe(number):
+        return attention + 2 * config.ffn_hidden_size
+    moe = config.moe
+    # Rows behind the dispatch, and the router's tables, which are float32.
+    routed = moe.top_k * (2 * config.hidden_size + 2 * moe.expert_hidden_size) + 30 * moe.num_experts
+    return attention + 2 * moe.shared_hidden_size + routed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from recipes.model.config import DonorConfig
@@ -42,3 +44,4 @@ class Params(ParamsBase):
     copies: dict[str, int]
     evaluations: int = Field(gt=0)  # points of the held-out curve, the last one after the last step
     loss_chunk: int = Field(gt=0)  # rows of logits in memory at a time
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of the matrix products

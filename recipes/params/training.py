@@ -69,6 +69,9 @@ class TrainingParams(ParamsBase):
     micro_sequences: int = Field(gt=0)  # rows that are in memory at a time; changes rounding only
     seed: int
     save_every_steps: int = Field(gt=0)  # below `steps`; the last step needs none
+    # Of the matrix products and what flows between them. Weights, norms, routers, softmax, frequencies and the loss are
+    # float32 in both; float32 is the reference.
+    precision: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False  # activations again in the backward pass instead of keeping them
     # The stream of documents in slices, attention and positions inside a document or through the whole row; or whole
     # documents packed by best fit, attention and positions inside each.

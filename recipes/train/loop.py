@@ -27,15 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.data.batches import AlignedDataset, Batch, packed_batches
-from recipes.data.packed_rows import packed_rows
-from recipes.model.health import added_counts, balance_loss, router_health, worst_health
+from recipes.data.batches import Batch, packed_batches
+from recipes.data.packed_rows import Documents, packed_rows
+from recipes.model.donor import Donor
+from recipes.model.health import added_counts, router_health, worst_health
+from recipes.model.precision import Numerics
 from recipes.model.routing import Routing
 from recipes.model.transformer import Student
 from recipes.params.training import TrainingParams
 from recipes.recipe import Progress
-from recipes.train.losses import token_weights, weighted_token_losses
-from recipes.train.optimizer import Optimizer, clip_gradients
+from recipes.train.head_loss import weighted_losses
+from recipes.train.losses import VALID_VOCAB, token_weights, weighted_token_losses
+from recipes.train.memory import memory_refused, require_can_train
+from recipes.train.micro_batch import MicroBatch, read_ahead
+from recipes.train.optimizer import Stepper, clip_gradients, gradient_norm
+from recipes.train.optimizer_gpu import optimizer_of
+from recipes.train.passes import Passes
 from recipes.train.schedule import factor
 from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
 from recipes.train.step_figures import Row, StepFigures
@@ -67,21 +74,30 @@ ALL_WEIGHTS = Phase("all", 0, lambda name: True)
 
 
 class Trainer:
-    """One run over a student; `record` is what was logged and measured, and survives in the saved states."""
+    """One run over a student, or over the embedded donor; `record` survives in the saved states."""
 
     def __init__(
         self,
-        model: Student,
+        model: Student | Donor,
         params: TrainingParams,
-        dataset: AlignedDataset,
+        dataset: Documents,
         scratch: Scratch,
         *,
         phases: Sequence[Phase] = (ALL_WEIGHTS,),
+        optimizer: Stepper | None = None,
     ) -> None:
         self.model, self.params, self.dataset, self.scratch = model, params, dataset, scratch
         self.packed = packed_rows(dataset, params.packing, sequence_length=params.sequence_length, seed=params.seed)
         self.phases = sorted(phases, key=lambda phase: phase.first_step)
-        self.optimizer = Optimizer(dict(model.named_parameters()), params.optimizer)
+        self.device = model.head_weight.device
+        require_can_train(model, params)  # before the optimizer takes its memory
+        self.optimizer = optimizer or optimizer_of(dict(model.named_parameters()), params.optimizer)
+        self.valid_vocab = min(VALID_VOCAB, model.head_weight.shape[0])
+        # On a GPU everything that has a kernel of its own goes through it; on a CPU the reference is what runs.
+        dtype: torch.dtype = getattr(torch, params.precision)
+        self.numerics = Numerics(dtype, is_fused=self.device.type == "cuda" and model.can_be_fused(dtype))
+        self.passes = Passes(model, self.numerics)
+        self._phase: Phase | None = None
         self.step = 0
         self.record: dict[str, Any] = {"rows": [], "stopped": None}
         self.world = 1  # processes that share a step's rows; here they take turns, and only rounding changes
@@ -146,9 +162,10 @@ class Trainer:
         self.model.train()
         self.record["stopped"] = None  # a step that was refused is tried again
         self.model.recompute = self.params.recompute
-        for batch in self._batches():
+        for batch in self.batches():
             progress("training", self.step, self.params.steps)
-            figures = self._train_step(batch)
+            with memory_refused(self.params):
+                figures = self.train_step(batch)
             if figures is None:
                 return
             self.step += 1
@@ -159,23 +176,27 @@ class Trainer:
                 self.save()
         progress("training", self.step, self.params.steps)
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the steps that are left, made before they are asked for."""
         endless = packed_batches(self.packed, sequences=self.params.sequences, start_step=self.step)
-        return islice(endless, self.params.steps - self.step)
+        return read_ahead(islice(endless, self.params.steps - self.step))
 
-    def _train_step(self, batch: Batch) -> StepFigures | None:
+    def train_step(self, batch: Batch) -> StepFigures | None:
         """One update, and its row in the record; None if it was refused, and then nothing has changed."""
         phase = self._enter_phase()
-        self.model.zero_grad(set_to_none=True)
+        self.passes.zero_gradients()
         figures = self._accumulate(batch)
-        norm = clip_gradients(self.optimizer.weights, self.params.optimizer.clip_norm)
+        norm_on_device = gradient_norm(self.optimizer.weights)
+        self.optimizer.prepare(share := self._share_of_peak(phase))
+        norm = float(norm_on_device)  # here, and in `settle`, the host waits for the device
+        figures.settle()
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
             self.record["stopped"] = {"step": self.step + 1, "loss": str(figures.loss), "gradient_norm": str(norm)}
             return None
-        share = self._share_of_peak(phase)
+        clip_gradients(self.optimizer.weights, norm, self.params.optimizer.clip_norm)
         self.optimizer.step(share)
         router: Mapping[str, float] = {}
-        if figures.expert_counts:
+        if figures.expert_counts and isinstance(self.model, Student):
             self.model.update_expert_bias(figures.expert_counts)
             router = worst_health(router_health(self.model, figures.expert_counts))
         row = self._row(figures, phase, share, norm) | {f"router_{name}": value for name, value in router.items()}
@@ -184,8 +205,10 @@ class Trainer:
 
     def _enter_phase(self) -> Phase:
         phase = [one for one in self.phases if one.first_step <= self.step][-1]
-        for name, weight in self.model.named_parameters():
-            weight.requires_grad_(phase.is_trained(name))
+        if phase is not self._phase:
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(phase.is_trained(name))
+            self._phase = phase
         return phase
 
     def _share_of_peak(self, phase: Phase) -> float:
@@ -211,25 +234,25 @@ class Trainer:
 
     def _micro_batch(self, part: Batch, figures: StepFigures, *, of_rows: int) -> Mapping[int, Routing]:
         """Add one micro-batch's gradients and figures; what its layers with experts did."""
-        device = self.model.head_weight.device
-        kept_N = (part.loss_mask_BT > 0).flatten().to(device)
-        hidden_BTH, state = self.model.hidden_and_state(
-            part.ids_BT.to(device), part.documents_BT.to(device), collect=True
-        )
-        span_N = part.span_BT.flatten().to(device)[kept_N]
-        loss, nll_N = weighted_token_losses(
-            hidden_BTH.flatten(0, 1)[kept_N],
+        sent = MicroBatch.of(part, self.device, valid_vocab=self.valid_vocab)
+        hidden_BTH, balance, routing = self.passes(sent)
+        # The blocks of `losses` are made for a CPU's cache, and for float32.
+        is_blocked = self.device.type == "cpu" and hidden_BTH.dtype == torch.float32
+        losses = weighted_token_losses if is_blocked else weighted_losses
+        loss, nll_N = losses(
+            sent.counted(hidden_BTH),
             self.model.head_weight,
-            part.labels_BT.flatten().to(device)[kept_N],
-            self._weights(span_N, figures.counts),
+            sent.labels_N,
+            self._weights(sent.span_N, figures.counts),
+            valid_vocab=self.valid_vocab,
             chunk=self.params.loss.chunk,
         )
         share = part.ids_BT.shape[0] / of_rows
-        balance = balance_loss(state.routing) * share
+        balance = balance * share
         (loss + balance).backward()  # type: ignore[no-untyped-call]
-        figures.add(loss, balance, nll_N, span_N)
-        figures.add_layers(state.routing, of_rows=share, of_tokens=part.tokens / figures.tokens)
-        return state.routing
+        figures.add(loss, balance, nll_N, sent.span_N)
+        figures.add_layers(routing, of_rows=share, of_tokens=part.tokens / figures.tokens)
+        return routing
 
     def _weights(self, span_N: Tensor, counts: tuple[int, ...]) -> Tensor:
         loss = self.params.loss

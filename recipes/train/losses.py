@@ -64,7 +64,8 @@ def weighted_token_losses(
     Returns: float32 scalar, differentiable in hidden and head; float32 [N] without gradient.
     Raises:  RecipeRefused: a label outside the valid ids. ShapeMismatch: tables that do not fit together.
     """
-    _require_fit(hidden_NH, head_VH, labels_N, valid_vocab)
+    require_fit(hidden_NH, head_VH, labels_N, valid_vocab)
+    require_labels(labels_N, valid_vocab)
     loss, nll_N = _WeightedLoss.apply(hidden_NH, head_VH, labels_N, weight_N, valid_vocab, chunk)  # type: ignore[no-untyped-call]
     return loss, nll_N
 
@@ -88,7 +89,8 @@ def _scores(
     hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, sizes: tuple[int, int], *, with_best: bool
 ) -> tuple[Tensor, Tensor]:
     valid_vocab, chunk = sizes
-    _require_fit(hidden_NH, head_VH, labels_N, valid_vocab)
+    require_fit(hidden_NH, head_VH, labels_N, valid_vocab)
+    require_labels(labels_N, valid_vocab)
     head = head_VH[:valid_vocab].float()
     nll_N = torch.zeros(len(labels_N), dtype=torch.float32, device=hidden_NH.device)
     best_N = torch.zeros_like(labels_N)
@@ -195,13 +197,24 @@ def _label_scores(hidden_CH: Tensor, head_VH: Tensor, labels_C: Tensor) -> Tenso
     return (hidden_CH * head_VH[labels_C]).sum(1)
 
 
-def _require_fit(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, valid_vocab: int) -> None:
+def require_fit(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, valid_vocab: int) -> None:
+    """Hold the shapes of a loss's tables against each other.
+
+    Raises:  ShapeMismatch: naming what was expected and found.
+    """
     if hidden_NH.shape != (len(labels_N), head_VH.shape[1]) or not 0 < valid_vocab <= head_VH.shape[0]:
         raise ShapeMismatch(
             "hidden states, head and labels do not fit together",
             expected=f"hidden [{len(labels_N)}, {head_VH.shape[1]}], at least {valid_vocab} rows in the head",
             found=f"hidden {list(hidden_NH.shape)}, head {list(head_VH.shape)}",
         )
+
+
+def require_labels(labels_N: Tensor, valid_vocab: int = VALID_VOCAB) -> None:
+    """Hold labels against the tokenizer's ids; on the CPU if they are there, as asking a GPU stops it.
+
+    Raises:  RecipeRefused: a label that is no valid id.
+    """
     if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < valid_vocab:
         raise RecipeRefused(
             "a label is not an id of the tokenizer",

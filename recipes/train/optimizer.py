@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,10 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 _SAFETY, _NORM_EPSILON, _ROW_EPSILON = 1.02, 1e-6, 1e-10
-# Elements that are stacked into one batch of equal matrices, and elements of an AdamW pass that stay in the cache.
-_BATCH_ELEMENTS = 1 << 22
+# Elements that are stacked into one batch of equal matrices: on a CPU what stays in the cache, on a GPU what keeps it
+# busy; and elements of an AdamW pass that stay in a CPU's cache.
+_BATCH_ELEMENTS = {"cpu": 1 << 22}
+_BATCH_ELEMENTS_ELSEWHERE = 1 << 27
 _PASS_ELEMENTS = 1 << 18
 
 State = dict[str, Tensor]
@@ -58,6 +60,29 @@ def kind_of(name: str, tensor: Tensor) -> Kind:
         return "residual"
     is_bias = name.endswith("bias")  # a stack of biases has two dimensions and is still no matrix
     return "matrix" if tensor.ndim >= 2 and not is_bias else "vector"
+
+
+class Stepper(Protocol):
+    """What a trainer wants of an optimizer."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All that it moves, by name."""
+
+    def rates(self, factor: float) -> Mapping[str, float]:
+        """The learning rate of each group."""
+
+    def prepare(self, factor: float) -> None:
+        """Do what a step can do before the gradients' norm is known."""
+
+    def step(self, factor: float) -> None:
+        """One update of every weight that has a gradient."""
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """All state as named tensors, `<weight>/<part>`, and the steps of each weight."""
+
+    def load(self, tensors: Mapping[str, Tensor], steps: Mapping[str, int]) -> None:
+        """Take up what `saved` gave."""
 
 
 class Optimizer:
@@ -96,10 +121,10 @@ class Optimizer:
             tensor.copy_(tensors[name])
         self.steps = dict(steps)
 
-    def rates(self, factor: float) -> dict[Kind, float]:
+    def rates(self, factor: float) -> dict[str, float]:
         """The learning rate of each group."""
         s = self.settings
-        peaks: dict[Kind, float] = {
+        peaks: dict[str, float] = {
             "matrix": s.matrix_rate,
             "embedding": s.embedding_rate,
             "head": s.head_rate,
@@ -109,6 +134,9 @@ class Optimizer:
         }
         return {kind: peak * factor for kind, peak in peaks.items()}
 
+    def prepare(self, factor: float) -> None:
+        """Do what a step can do before the gradients' norm is known; here nothing."""
+
     @torch.no_grad()
     def step(self, factor: float) -> None:
         """One update of every weight that has a gradient."""
@@ -116,39 +144,49 @@ class Optimizer:
         names = [name for name, weight in self.weights.items() if weight.grad is not None]
         for name in names:
             self.steps[name] += 1
-        for batch in self._batches([name for name in names if self.kinds[name] == "matrix"]):
+        for batch in self.batches([name for name in names if self.kinds[name] == "matrix"]):
             self._normuon(batch, rates["matrix"])
-        for name in names:
-            if self.kinds[name] != "matrix":
-                self._adamw(name, rates[self.kinds[name]])
+        for kind in KINDS[1:]:
+            for name in names:
+                if self.kinds[name] == kind:
+                    self._adamw(name, rates[kind])
 
-    def _batches(self, names: Sequence[str]) -> Iterator[list[str]]:
+    def batches(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Matrices of equal shape together, as long as they stay small."""
         alike: dict[tuple[int, ...], list[str]] = {}
         for name in names:
             alike.setdefault(tuple(self.weights[name].shape), []).append(name)
         for shape, group in sorted(alike.items()):
-            size = max(1, _BATCH_ELEMENTS // math.prod(shape))
+            device = self.weights[group[0]].device.type
+            size = max(1, _BATCH_ELEMENTS.get(device, _BATCH_ELEMENTS_ELSEWHERE) // math.prod(shape))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
     def _normuon(self, names: list[str], rate: float) -> None:
+        weights, updates = [self.weights[name] for name in names], self.directions(names)
+        shape = weights[0].shape
+        torch._foreach_mul_(weights, 1.0 - rate * self.settings.matrix_decay)
+        torch._foreach_add_(weights, list(updates), alpha=-rate * math.sqrt(max(1.0, shape[-2] / shape[-1])))
+
+    @staticmethod
+    def normalise(update_MRK: Tensor, second_MR1: Tensor, *, beta: float) -> Tensor:
+        """`row_normalised`, as this optimizer runs it."""
+        return row_normalised(update_MRK, second_MR1, beta=beta)
+
+    def directions(self, names: list[str]) -> Tensor:
+        """Where NorMuon moves a batch of equal matrices, stacked; updates their state."""
         s = self.settings
-        updates = []
-        for name in names:
-            gradient, momentum = _gradient(self.weights[name]), self.state[name]["momentum"]
-            momentum.lerp_(gradient, 1.0 - s.momentum)
-            updates.append(torch.lerp(gradient, momentum, s.momentum))
-        shape = updates[0].shape
-        update_MRK = torch.stack(updates).view(-1, *shape[-2:])
+        gradients = [gradient_of(self.weights[name]) for name in names]
+        momenta = [self.state[name]["momentum"] for name in names]
+        torch._foreach_lerp_(momenta, gradients, 1.0 - s.momentum)
+        shape = gradients[0].shape
+        update_MRK = torch.stack(torch._foreach_lerp(gradients, momenta, s.momentum)).view(-1, *shape[-2:])
         update_MRK = orthogonal(update_MRK, dtype=getattr(torch, s.orthogonal_dtype))
         second_MR1 = torch.stack([self.state[name]["second_moment"] for name in names]).view(-1, shape[-2], 1)
-        update_MRK = row_normalised(update_MRK, second_MR1, beta=s.normuon_beta)
-        scale = math.sqrt(max(1.0, shape[-2] / shape[-1]))
-        parts = zip(names, update_MRK.view(-1, *shape), second_MR1.view(-1, *shape[:-1], 1), strict=True)
-        for name, update, second in parts:
-            self.state[name]["second_moment"].copy_(second)
-            self.weights[name].mul_(1.0 - rate * s.matrix_decay).add_(update, alpha=-rate * scale)
+        update_MRK = self.normalise(update_MRK, second_MR1, beta=s.normuon_beta)
+        seconds = list(second_MR1.view(-1, *shape[:-1], 1))
+        torch._foreach_copy_([self.state[name]["second_moment"] for name in names], seconds)
+        return update_MRK.view(-1, *shape)
 
     def _adamw(self, name: str, rate: float) -> None:
         s, steps = self.settings, self.steps[name]
@@ -156,7 +194,7 @@ class Optimizer:
         root = math.sqrt(1.0 - s.adam_beta2**steps)
         size = rate / (1.0 - s.adam_beta1**steps)
         state = self.state[name]
-        flat = (self.weights[name], _gradient(self.weights[name]), state["mean"], state["square"])
+        flat = (self.weights[name], gradient_of(self.weights[name]), state["mean"], state["square"])
         # Piece by piece: an embedding of 50 MB then crosses memory once and not once an operation.
         for weight, gradient, mean, square in zip(*(_pieces(tensor) for tensor in flat), strict=True):
             mean.lerp_(gradient, 1.0 - s.adam_beta1)
@@ -177,7 +215,8 @@ def _fresh_state(kind: Kind, weight: Tensor) -> State:
     return {key: torch.zeros_like(weight, requires_grad=False) for key in ("mean", "square")}
 
 
-def _gradient(weight: Tensor) -> Tensor:
+def gradient_of(weight: Tensor) -> Tensor:
+    """The gradient of a weight that has one."""
     if weight.grad is None:
         raise RuntimeError("a weight without a gradient has no update")  # step() only names those that have one
     return weight.grad
@@ -215,16 +254,19 @@ def row_normalised(update_MRK: Tensor, second_MR1: Tensor, *, beta: float) -> Te
     return result
 
 
-@torch.no_grad()
-def clip_gradients(weights: Mapping[str, Tensor], limit: float) -> float:
-    """Scale all gradients down so that their common norm is at most `limit`.
+def _gradients(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    return [weight.grad for _, weight in sorted(weights.items()) if weight.grad is not None]
 
-    Returns: the norm before; NaN or infinite if any gradient is, and then nothing is scaled.
-    """
-    gradients = [weight.grad for _, weight in sorted(weights.items()) if weight.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
-    total = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
-    if math.isfinite(total) and total > limit:
-        for gradient in gradients:
-            gradient.mul_(limit / total)
-    return total
+
+@torch.no_grad()
+def gradient_norm(weights: Mapping[str, Tensor]) -> Tensor:
+    """The common norm of all gradients, where they lie; NaN or infinite if any of them is."""
+    norms = torch._foreach_norm(_gradients(weights))
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+@torch.no_grad()
+def clip_gradients(weights: Mapping[str, Tensor], norm: float, limit: float) -> None:
+    """Scale all gradients down so that their common norm, which is `norm`, is at most `limit`."""
+    if math.isfinite(norm) and norm > limit:
+        torch._foreach_mul_(_gradients(weights), limit / norm)

@@ -95,6 +95,7 @@ class Stage1Run:
             params.packing,
             params.loss.span_weights,
         )
+        self.student = model
         return Trainer(model, params, AlignedDataset(folders["data"], "train"), scratch)
 
     def _on_step(self, row: Row, figures: StepFigures) -> bool:
@@ -104,7 +105,7 @@ class Stage1Run:
         now = time.monotonic()
         self.log.write("step", step_line(row, seconds=now - self._clock))
         if step % sizes["router_log"] == 0 or is_last:
-            health = router_health(self.trainer.model, figures.expert_counts or {})
+            health = router_health(self.student, figures.expert_counts or {})
             record["router"] = router_line(step, figures, health, self._uniform())
             self.log.write("router", record["router"])
         if step % sizes["evaluate"] == 0 or is_last:
@@ -115,7 +116,7 @@ class Stage1Run:
 
     def _evaluate(self) -> None:
         record, step = self.trainer.record, self.trainer.step
-        found = {"step": step, **evaluate(self.trainer.model, self.exam)}
+        found = {"step": step, **evaluate(self.student, self.exam)}
         record["evaluations"].append(found)
         self.log.write("evaluation", found)
         router = record.get("router", {"step": step, "layers": []})

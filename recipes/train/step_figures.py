@@ -3,7 +3,8 @@
 Place in the path: micro-batches -> **step_figures** -> loop, logs.
 
 Invariants: sums and counts are reduced over the global batch before anything is divided, so no mean depends on how the
-batch was cut; tensors by layer stay on the device until somebody asks.
+batch was cut; sums stay on the device, in float64, until `settle`, and tensors by layer until somebody asks: a GPU is
+stopped once a step, not once a micro-batch.
 
 Example:
     figures = StepFigures.of(batch, shares)
@@ -48,6 +49,7 @@ class StepFigures:
     balance: float = 0.0
     nll: tuple[float, ...] = (0.0,) * len(SPANS)
     expert_counts: Mapping[int, Tensor] | None = None
+    _parts: list[Tensor] = field(default_factory=list)  # one row a micro-batch: objective, balance, losses by span
     layer_balance: dict[int, Tensor] = field(default_factory=dict)  # weighted sequence loss by layer number
     layer_score_entropy: dict[int, Tensor] = field(default_factory=dict)  # nats, mean over tokens
 
@@ -57,11 +59,18 @@ class StepFigures:
         return cls(added([span_counts(share) for share in shares]), batch.tokens, batch.ids_BT.numel())
 
     def add(self, loss: Tensor, balance: Tensor, nll_N: Tensor, span_N: Tensor) -> None:
-        """Add one micro-batch."""
-        self.loss += float(loss.detach()) + float(balance.detach())
-        self.balance += float(balance.detach())
-        sums = [float(nll_N[span_N == span].double().sum()) for span in range(len(SPANS))]
-        self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
+        """Add one micro-batch; `settle` makes numbers of it."""
+        wide = [loss.detach().double(), balance.detach().to(loss.device, torch.float64, non_blocking=True)]
+        sums = [torch.where(span_N == span, nll_N.double(), 0.0).sum() for span in range(len(SPANS))]
+        self._parts.append(torch.stack([*wide, *sums]))
+
+    def settle(self) -> None:
+        """Wait for the device, and take the sums over."""
+        for loss, balance, *sums in torch.stack(self._parts).tolist():
+            self.loss += loss + balance
+            self.balance += balance
+            self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
+        self._parts.clear()
 
     def add_layers(self, routing: Mapping[int, Routing], *, of_rows: float, of_tokens: float) -> None:
         """Add what the layers with experts say of one micro-batch.

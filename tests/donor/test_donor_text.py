@@ -12,16 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.data.batches import packed_batches
 from recipes.data.donor_text import (
     END_OF_TEXT,
     Corpus,
+    CorpusDocuments,
     EncodedDocument,
     Ids,
     evaluation_chunks,
     qwen_encoder,
     read_corpus,
-    training_rows,
 )
+from recipes.data.packed_rows import packed_rows
 from recipes.data.split import is_held_out
 from vpstore.errors import RecipeRefused
 
@@ -79,7 +81,12 @@ TEXTS = st.lists(st.text(alphabet="abcdef", min_size=1, max_size=9), min_size=2,
 @given(texts=TEXTS, length=st.integers(2, 7), sequences=st.integers(1, 3), seed=st.integers(0, 9))
 def test_rows_are_the_epochs_documents_end_to_end(texts: list[str], length: int, sequences: int, seed: int) -> None:
     corpus = Corpus([encoded(str(n), text) for n, text in enumerate(texts)], [], {})
-    steps = list(islice(training_rows(corpus, sequence_length=length, sequences=sequences, seed=seed), 12))
+    documents = CorpusDocuments(corpus, where="texts")
+    rows = packed_rows(documents, "document_bounded", sequence_length=length, seed=seed)
+    steps = [
+        (batch.ids_BT, batch.labels_BT, batch.documents_BT)
+        for batch in islice(packed_batches(rows, sequences=sequences, start_step=0), 12)
+    ]
     ids = torch.cat([step[0].flatten() for step in steps])
     labels = torch.cat([step[1].flatten() for step in steps])
     assert torch.equal(ids[1:], labels[:-1])

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from recipes import embedded_donor
-from recipes.data.donor_text import EncodedDocument
+from recipes.data.donor_text import Corpus, EncodedDocument
 from recipes.model.config import DonorConfig
 from recipes.model.donor import Donor
 from recipes.params.embedded_donor import Optimizer, Params
 from recipes.recipe import Context, RunResult
+from recipes.train.donor_optimizer import DonorOptimizer
+from recipes.train.loop import Scratch, Trainer
+from recipes.train.state import Identity
 from vpstore.errors import RecipeRefused
 
 RANKS = Path(__file__).parent.parent.parent / "assets/qwen.tiktoken"
@@ -52,6 +55,7 @@ def params(**changes: object) -> Params:
         "copies": {},
         "evaluations": 2,
         "loss_chunk": 8,
+        "precision": "float32",
     }
     return Params.model_validate(values | changes)
 
@@ -117,19 +121,38 @@ def test_bits_per_byte_equal_a_loop_over_single_tokens(monkeypatch: pytest.Monke
     assert figures["tokens"] == sum(len(text.ids) for text in texts)
 
 
-def test_training_learns_a_repeated_text() -> None:
-    donor = embedded_donor.new_donor(params(donor=TINY))
-    steppers = embedded_donor.optimizers(donor, params().optimizer)
-    ids = torch.arange(17).repeat(2, 1)
-    batch = (ids[:, :-1], ids[:, 1:], torch.zeros(2, 16, dtype=torch.long))
-    losses = []
-    for _ in range(40):
-        losses.append(embedded_donor._step(donor, donor.forward_hidden, params(), batch).item())
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad()
-    assert losses[0] > 3.5
-    assert losses[-1] < 1.0
+@pytest.fixture
+def small_ids(monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """A text that repeats itself, in a vocabulary of 40 ids."""
+    monkeypatch.setattr("recipes.data.donor_text.END_OF_TEXT", 39)
+    return Corpus([EncodedDocument("d", np.arange(17, dtype=np.int32), 17)], pico_texts(), {})
+
+
+def trainer(corpus: Corpus, folder: Path, **changes: object) -> Trainer:
+    asked = params(donor=TINY, **changes)
+    scratch = Scratch(folder, Identity({}, asked.model_dump(mode="json")))
+    return embedded_donor.trainer_of(embedded_donor.new_donor(asked), asked, corpus, scratch)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns_a_repeated_text(small_ids: Corpus, tmp_path: Path, precision: str) -> None:
+    run = trainer(small_ids, tmp_path, steps=100, precision=precision)
+    run.run(lambda *_: None)
+    assert run.rows[0]["loss"] > 3.5
+    assert run.rows[-1]["loss"] < 1.0
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_ids: Corpus, tmp_path: Path) -> None:
+    whole, begun, resumed = (trainer(small_ids, tmp_path / name, steps=9) for name in ("a", "b", "b"))
+    whole.run(lambda *_: None)
+    begun.on_step = lambda row, figures: begun.step == 5  # states are saved at every step here; this one is not
+    begun.run(lambda *_: None)
+    assert resumed.resume()
+    assert resumed.step == 4
+    resumed.run(lambda *_: None)
+    assert resumed.rows == whole.rows
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_seed_decides_the_weights_and_the_rows() -> None:
@@ -140,7 +163,7 @@ def test_the_seed_decides_the_weights_and_the_rows() -> None:
 
 def test_every_weight_has_one_optimizer() -> None:
     donor = Donor(TINY)
-    steppers = embedded_donor.optimizers(donor, params().optimizer)
+    steppers = DonorOptimizer(donor, params().optimizer).steppers
     owned = [id(weight) for stepper in steppers for group in stepper.param_groups for weight in group["params"]]
     assert sorted(owned) == sorted(id(weight) for weight in donor.parameters())
 

@@ -131,7 +131,7 @@ def test_padding_is_counted_nowhere_as_tokens(shop: Stage1Shop, whole: Path) -> 
     """Held against the rows themselves; the control is that there is padding at all."""
     trainer = Stage1Run(shop.inputs(), whole / "again").trainer
     consumed = 0
-    for line, batch in zip(lines(whole, "step"), trainer._batches(), strict=True):
+    for line, batch in zip(lines(whole, "step"), trainer.batches(), strict=True):
         is_end_BT = batch.ids_BT == 199999  # of a document, if no other one stands before it
         shown = batch.ids_BT.numel() - int((is_end_BT[:, 1:] & is_end_BT[:, :-1]).sum())
         consumed += shown
@@ -442,7 +442,7 @@ def test_processes_and_micro_batches_change_rounding_only(shop: Stage1Shop, tmp_
         trainer.world = world
         trainer.params = trainer.params.model_copy(update={"micro_sequences": micro})
         trainer.model.zero_grad(set_to_none=True)
-        figures = trainer._accumulate(next(iter(trainer._batches())))
+        figures = trainer._accumulate(next(iter(trainer.batches())))
         gradients = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}  # type: ignore[union-attr]
         found.append((figures, gradients))
     for figures, gradients in found[1:]:

@@ -88,7 +88,7 @@ def test_padding_moves_no_expert_bias_and_no_loss(data: Path, tmp_path: Path) ->
     ends = []
     for pad in (EOD, 20):
         one = trainer(data, tmp_path, moe=True, packing="best_fit", sequences=4, micro_sequences=2)
-        batch = next(iter(one._batches()))
+        batch = next(iter(one.batches()))
         is_padding = batch.documents_BT < 0
         assert is_padding.any()
         batch = replace(batch, ids_BT=batch.ids_BT.masked_fill(is_padding, pad))

@@ -9,7 +9,7 @@ import torch
 
 import recipes.train.optimizer as optimizer_module
 from recipes.params.training import OptimizerParams
-from recipes.train.optimizer import POLAR_EXPRESS, Optimizer, clip_gradients, kind_of, orthogonal
+from recipes.train.optimizer import POLAR_EXPRESS, Optimizer, clip_gradients, gradient_norm, kind_of, orthogonal
 from recipes.train.schedule import factor
 from vpstore.errors import RecipeRefused
 
@@ -78,7 +78,7 @@ def test_orthogonal_pushes_singular_values_towards_one_and_keeps_zero() -> None:
 
 def test_matrices_that_are_stacked_move_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(elements: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(optimizer_module, "_BATCH_ELEMENTS", elements)
+        monkeypatch.setitem(optimizer_module._BATCH_ELEMENTS, "cpu", elements)
         g = torch.Generator().manual_seed(2)
         weights = {
             f"model.layers.{i}.mlp.fc1.weight": torch.randn(6, 8, generator=g).requires_grad_() for i in range(3)
@@ -151,12 +151,16 @@ def test_saved_state_of_another_model_is_refused() -> None:
 def test_clipping_scales_all_gradients_by_their_common_norm() -> None:
     weights = {"a": torch.zeros(2).requires_grad_(), "b": torch.zeros(1).requires_grad_()}
     weights["a"].grad, weights["b"].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
-    assert clip_gradients(weights, 10.0) == pytest.approx(5.0)
+    norm = float(gradient_norm(weights))
+    assert norm == pytest.approx(5.0)
+    clip_gradients(weights, norm, 10.0)
     assert weights["b"].grad.item() == 4.0
-    assert clip_gradients(weights, 1.0) == pytest.approx(5.0)
+    clip_gradients(weights, norm, 1.0)
     assert weights["b"].grad.item() == pytest.approx(0.8)
     weights["b"].grad = torch.tensor([math.nan])
-    assert math.isnan(clip_gradients(weights, 1.0))
+    assert math.isnan(float(gradient_norm(weights)))
+    clip_gradients(weights, math.nan, 1.0)
+    assert weights["a"].grad[0].item() == pytest.approx(0.6)
 
 
 def test_the_rate_rises_falls_and_ends_where_it_should() -> None:

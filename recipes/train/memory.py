@@ -1,0 +1,125 @@
+"""Whether a run can begin: the model's longest row, the card's number formats, and its memory, before the first step.
+
+Place in the path: loop -> **memory**. What a step takes is counted from the shapes; the figure is an upper estimate,
+so that a run that is let through does not fail after an hour, and one that is refused is told what to set.
+
+Legend: B rows and T tokens of a micro-batch, H hidden, V vocabulary.
+
+Invariants: nothing is allocated to find out; a CPU is not judged, as its memory is shared with everything else.
+
+Example:
+    require_can_train(model, params)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from recipes.model.donor import Donor
+from recipes.model.transformer import Student
+from recipes.params.training import TrainingParams
+from recipes.train.optimizer import kind_of
+from vpstore.errors import RecipeRefused
+
+_GIB = 1 << 30
+_FLOAT32 = 4
+# Bytes that the optimizer's batches of matrices, the kernels' workspaces and the allocator's gaps take besides.
+_WORKSPACE = 4 * _GIB
+
+
+class StepMemory(NamedTuple):
+    """Bytes that a step takes besides the weights."""
+
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of it, and room to work in."""
+        return sum(self) + _WORKSPACE
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {value / _GIB:.1f}" for name, value in self._asdict().items())
+        return f"{self.total / _GIB:.1f} GiB: {parts} + {_WORKSPACE / _GIB:.0f} to work in"
+
+
+def step_memory(model: Student | Donor, params: TrainingParams) -> StepMemory:
+    """What a step takes, from shapes alone; the model may lie on the meta device."""
+    weights = dict(model.named_parameters())
+    counts = {name: weight.numel() for name, weight in weights.items()}
+    states = {name: 1 if kind_of(name, weight) == "matrix" else 2 for name, weight in weights.items()}
+    narrow = 2 if params.precision == "bfloat16" else _FLOAT32
+    tokens = params.micro_sequences * params.sequence_length
+    vocab, hidden = model.head_weight.shape
+    rows = min(params.loss.chunk, tokens)
+    return StepMemory(
+        gradients=_FLOAT32 * sum(counts.values()),
+        optimizer=_FLOAT32 * sum(counts[name] * states[name] for name in counts),
+        activations=narrow * tokens * model.kept_numbers(recompute=params.recompute),
+        # The scores of a chunk, the head in the products' dtype, and its gradient before it is the weight's.
+        head=narrow * vocab * (rows + hidden) + _FLOAT32 * vocab * hidden,
+    )
+
+
+def require_can_train(model: Student | Donor, params: TrainingParams) -> None:
+    """Refuse what would fail, or go wrong unseen, once it ran.
+
+    Raises:  RecipeRefused: rows longer than the model's longest, a card without bfloat16, too little memory on it.
+    """
+    if params.sequence_length > model.max_sequence:
+        raise RecipeRefused(
+            "the rows are longer than what the model is made for",
+            where="train.sequence_length",
+            expected=f"at most {model.max_sequence}",
+            found=str(params.sequence_length),
+            next_step="lower train.sequence_length",
+        )
+    device = model.head_weight.device
+    if device.type != "cuda":
+        return
+    if params.precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RecipeRefused(
+            "this card has no bfloat16 products",
+            where=torch.cuda.get_device_name(device),
+            expected="compute capability 8.0 or above",
+            found=".".join(map(str, torch.cuda.get_device_capability(device))),
+            next_step='set train.precision = "float32", or take another card',
+        )
+    needed = step_memory(model, params)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if needed.total > free:
+        raise _too_little(params, str(needed), f"{free / _GIB:.1f} GiB free beside the weights")
+
+
+@contextmanager
+def memory_refused(params: TrainingParams) -> Iterator[None]:
+    """Say what to set if the card's memory runs out in the middle; the state that was saved last stays.
+
+    Raises:  RecipeRefused: memory ran out.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise _too_little(params, "enough for the step", str(error).splitlines()[0][:300]) from error
+
+
+def _too_little(params: TrainingParams, expected: str, found: str) -> RecipeRefused:
+    steps = [] if params.recompute else ["set train.recompute = true"]
+    if params.micro_sequences > 1:
+        steps.append(f"lower train.micro_sequences, now {params.micro_sequences}")
+    steps.append(f"lower train.loss.chunk, now {params.loss.chunk}")
+    if params.precision == "float32":
+        steps.append('set train.precision = "bfloat16"')
+    return RecipeRefused(
+        "the card has too little memory for a step",
+        where=torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda",
+        expected=expected,
+        found=found,
+        next_step=f"{', or '.join(steps)}; the state that was saved last is kept",
+    )

@@ -13,7 +13,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+# A command with this in its environment asks what is stale in a fresh Python, as the program does, and not in a fork.
+APART = "SMALL_APART"
 
 
 class CommandServer:
@@ -62,6 +66,7 @@ def serve() -> None:
     import yaml
 
     import vpstore.api
+    import vpstore.stale
     import vpstore.verbs
     from vpstore.cli import main
 
@@ -80,19 +85,22 @@ def serve() -> None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
-            leave(main, arguments)
+            if APART not in environment:
+                vpstore.stale.subprocess = SimpleNamespace(PIPE=-1, DEVNULL=-1, run=forked)  # type: ignore[attr-defined]
+            leave(lambda: main(arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
 
 
-def leave(main: Callable[[list[str]], NoReturn], arguments: list[str]) -> NoReturn:
-    """Run a command and end with its exit code, without taking every module apart: that takes longer than the command.
+def leave(act: Callable[[], None]) -> NoReturn:
+    """Do something and end with its exit code, without taking every module apart: that takes longer than a command.
 
     Without the exit handlers, too: the program has none.
     """
     code = 1
     try:
-        main(arguments)
+        act()
+        code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
@@ -101,6 +109,28 @@ def leave(main: Callable[[list[str]], NoReturn], arguments: list[str]) -> NoRetu
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def forked(command: list[str], *, input: bytes, cwd: Path, env: dict[str, str], **rest: Any) -> Any:
+    """`subprocess.run` for `python -m vpstore.stale`: in a fork of this process, which has loaded no project's code."""
+    from vpstore.stale import main
+
+    assert command[1:] == ["-P", "-m", "vpstore.stale"]
+    asked, answered = os.memfd_create("asked"), os.memfd_create("answered")
+    os.pwrite(asked, input, 0)
+    child = os.fork()
+    if child == 0:
+        for number, place in enumerate((asked, answered, os.open(os.devnull, os.O_WRONLY))):
+            os.dup2(place, number)
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        leave(main)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(answered, "rb") as said:
+        said.seek(0)
+        os.close(asked)
+        return SimpleNamespace(stdout=said.read(), returncode=code)
 
 
 if __name__ == "__main__":

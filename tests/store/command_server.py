@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -87,7 +88,7 @@ def serve() -> None:
             os.environ.update(environment)
             if APART not in environment:
                 vpstore.stale.subprocess = SimpleNamespace(PIPE=-1, DEVNULL=-1, run=forked)  # type: ignore[attr-defined]
-            leave(lambda: main(arguments))
+            leave(partial(main, arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
 

@@ -6,6 +6,7 @@ Each command still is a process with its own working directory, environment and 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -24,11 +25,12 @@ APART = "SMALL_APART"
 class CommandServer:
     """The client's side: one child process that forks a grandchild a command."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, script: str = __file__) -> None:
+        folders = [str(repository), str(Path(__file__).parent)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, script],
             cwd=repository,
-            env={**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,7 +59,6 @@ class CommandServer:
 
 
 def serve() -> None:
-    import gc
     import importlib
     import pkgutil
     import sqlite3
@@ -75,6 +76,20 @@ def serve() -> None:
     for package in (vpstore.api, vpstore.verbs):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    apart = vpstore.stale.subprocess  # type: ignore[attr-defined]
+
+    def command(arguments: list[str]) -> None:
+        if APART not in os.environ:
+            vpstore.stale.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+                PIPE=apart.PIPE, DEVNULL=apart.DEVNULL, run=forked
+            )
+        main(arguments)
+
+    answer(command)
+
+
+def answer(main: Callable[[list[str]], object]) -> None:
+    """Call a function for each request, in a fork of this process; what it returns is the exit code, None is 0."""
     gc.collect()
     gc.freeze()  # a child that collects garbage would write to every page that it shares with this process
     for line in sys.stdin:
@@ -86,22 +101,20 @@ def serve() -> None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
-            if APART not in environment:
-                vpstore.stale.subprocess = SimpleNamespace(PIPE=-1, DEVNULL=-1, run=forked)  # type: ignore[attr-defined]
             leave(partial(main, arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
 
 
-def leave(act: Callable[[], None]) -> NoReturn:
+def leave(act: Callable[[], object]) -> NoReturn:
     """Do something and end with its exit code, without taking every module apart: that takes longer than a command.
 
     Without the exit handlers, too: the program has none.
     """
     code = 1
     try:
-        act()
-        code = 0
+        found = act()
+        code = found if isinstance(found, int) else 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:

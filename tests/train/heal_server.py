@@ -6,6 +6,7 @@ The process that is forked computes nothing itself: threads do not survive a for
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -93,6 +94,7 @@ def serve(pipe: str, steps: int) -> None:
     for line in sys.stdin:
         root, scratch, first = json.loads(line)
         once(Path(root) / "tokenizer")
+        gc.freeze()  # a child that collects garbage would write to every page that it shares with this process
         child = os.fork()
         if child == 0:
             code = 1

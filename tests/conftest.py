@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Generator
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,10 +15,22 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Half of hypothesis's own number; properties that need more say so. `--hypothesis-profile=default` tries all of it.
-settings.register_profile("short", max_examples=50)
+# No deadlines: how long an example takes is up to what else this machine does.
+settings.register_profile("short", max_examples=50, deadline=None)
 settings.load_profile("short")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that: those that are to be
 # interrupted by a test would never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Importing and collecting make much that stays: looking through it for garbage finds none and takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import APART
 from damage_tools import flip, truncate
 from forger import Forger, overwrite
 from orchard import commit
@@ -218,6 +219,7 @@ def test_an_edited_pin_of_a_donor_is_found(orchard: Project) -> None:
 
 
 def test_staleness_is_a_verdict_and_a_fault_only_on_request(orchard: Project) -> None:
+    orchard.environment[APART] = "1"
     recipe = orchard.root / "small" / "grow.py"
     recipe.write_text(recipe.read_text() + "# edited after the build\n")
     config = orchard.root / "configs" / "plant.toml"
@@ -365,6 +367,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_the_projects_own_code_cannot_talk_an_audit_into_anything(orchard: Project, forger: Forger, lie: str) -> None:
+    orchard.environment[APART] = "1"
     forger.replace_artifact("plant-sprout", forger.with_tensor)
     before = orchard.json("audit", "plant@sprout", code=3)
     run = orchard.root / "small" / "run.py"

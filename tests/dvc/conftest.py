@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from press_project import Press
+
+STORE_TESTS = Path(__file__).resolve().parents[1] / "store"  # the command server lives there
+if str(STORE_TESTS) not in sys.path:
+    sys.path.append(str(STORE_TESTS))
+
+from press_project import Press  # noqa: E402 - it needs the path above
 
 MEMORY = "/dev/shm"
 

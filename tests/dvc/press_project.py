@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command_server import CommandServer
 from press_files import FILES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent  # dvc and the vpstore that dvc's stages call
+
+
+@cache
+def server() -> CommandServer:
+    started = CommandServer(REPOSITORY, str(Path(__file__).with_name("press_server.py")))
+    atexit.register(started.close)
+    return started
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,21 @@ class Press:
 
     def run(self, *command: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """One command in the root; `code` is the exit code it must have, None: any but 0."""
-        done = subprocess.run(
-            command, cwd=self.root, env=self.variables(), text=True, capture_output=True, timeout=120, check=False
-        )
+        if command[0] in ("dvc", "vpstore"):
+            with tempfile.TemporaryDirectory(prefix="vpstore-press-") as folder:
+                found = server().run(list(command), cwd=self.root, environment=self.variables(), folder=Path(folder))
+            done = subprocess.CompletedProcess(command, *found)
+        else:
+            done = self.installed(*command)
         said = f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == code if code is not None else done.returncode != 0, said
         return done
+
+    def installed(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """One command as it lies in PATH, however it ends."""
+        return subprocess.run(
+            command, cwd=self.root, env=self.variables(), text=True, capture_output=True, timeout=120, check=False
+        )
 
     def repro(self) -> list[str]:
         """`dvc repro`: the stages whose command it ran, in order."""

@@ -73,6 +73,7 @@ class ForkServer:
 
 
 def serve(result: str) -> None:
+    import gc
     import sqlite3
 
     import rfc8785
@@ -85,6 +86,8 @@ def serve(result: str) -> None:
     del sqlite3, rfc8785, yaml, vpstore  # loaded beforehand, used by the children
     import disk_scenarios  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would write to every page that it shares with this process
     for line in sys.stdin:
         function, arguments, cwd, cache = json.loads(line)
         child = os.fork()

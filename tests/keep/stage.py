@@ -289,6 +289,7 @@ def _is_over(hears: int) -> bool:
 
 
 def serve() -> None:
+    import gc
     import sqlite3
     import tomllib
 
@@ -301,6 +302,8 @@ def serve() -> None:
     import vpstore.cli
 
     del sqlite3, tomllib, rfc8785, yaml, vpstore  # loaded beforehand, used by the actors
+    gc.collect()
+    gc.freeze()  # an actor that collects garbage would write to every page that it shares with this process
     requests = {"interleave": interleave, "kill": kill, "crowd": crowd}
     for line in sys.stdin:
         fields = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import stat
@@ -60,6 +61,7 @@ def become(user: int, act: Callable[[], None], *, umask: int, log: Path, groups:
     child = os.fork()
     if child == 0:
         code = 1
+        gc.freeze()  # collecting garbage would write to every page that it shares with this process
         try:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.dup2(out, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import lru_cache
+
 import torch
 
 from recipes.model.attention import Attention
@@ -36,10 +39,15 @@ def shaken(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module
 
 
-def student_of(config: StudentConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Student:
-    student = shaken(Student(config), seed).to(dtype)
+@lru_cache(maxsize=4)  # drawing the tables takes longer than most tests do with them
+def _drawn(config: StudentConfig, seed: int) -> Student:
+    student = shaken(Student(config), seed)
     assert isinstance(student, Student)
     return student
+
+
+def student_of(config: StudentConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> Student:
+    return deepcopy(_drawn(config, seed)).to(dtype)
 
 
 def layer_of(config: StudentConfig, number: int, dtype: torch.dtype = torch.float64) -> Layer:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command_server import CommandServer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
-from small_project import Project
+from small_project import REPOSITORY, Project
 
 from vpstore.schema.attestation import BuildFacts, Statement
 from vpstore.schema.digest import Digest
@@ -77,8 +82,23 @@ def workspace(project: Project, monkeypatch: Any) -> Workspace:
     return Workspace.find(project.root)
 
 
+@cache
+def stock_server() -> CommandServer:
+    started = CommandServer(REPOSITORY, str(HERE / "stock_server.py"))
+    atexit.register(started.close)
+    return started
+
+
 def stock(directory: Path, bundle: Path, public: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """The real verifier, in a process of its own."""
+    """The real verifier, in a process of its own that is forked from one that has loaded it."""
+    arguments = ["verify", "key", str(directory), "--signature", str(bundle), "--public_key", str(public), *flags]
+    with tempfile.TemporaryDirectory(prefix="vpstore-stock-") as folder:
+        done = stock_server().run(arguments, cwd=Path.cwd(), environment=dict(os.environ), folder=Path(folder))
+    return subprocess.CompletedProcess(arguments, *done)
+
+
+def stock_command(directory: Path, bundle: Path, public: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The same by the command that pip installed."""
     command = [str(Path(sys.executable).with_name("model_signing")), "verify", "key", str(directory)]
     command += ["--signature", str(bundle), "--public_key", str(public), *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

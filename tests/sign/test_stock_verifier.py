@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from damage_tools import flip
-from signing_tools import Keys, payload_of, stock, with_payload
+from signing_tools import Keys, payload_of, stock, stock_command, with_payload
 from small_project import Project
 
 from vpstore.schema.model_signing import signing_statement
@@ -103,7 +103,7 @@ DAMAGE: dict[str, tuple[Callable[[Place], None], str]] = {
 )
 def test_the_stock_verifier_accepts(built: Project, keys: Keys, kind: str, exported: bool) -> None:
     place = signed(built, keys, kind, exported=exported)
-    done = place.verify()
+    done = stock_command(place.directory, place.bundle, place.public, *place.flags)
     assert (done.returncode, done.stdout.strip()) == (0, "Verification succeeded"), done.stderr
 
 

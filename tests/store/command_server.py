@@ -6,21 +6,31 @@ Each command still is a process with its own working directory, environment and 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+# A command with this in its environment asks what is stale in a fresh Python, as the program does, and not in a fork.
+APART = "SMALL_APART"
 
 
 class CommandServer:
     """The client's side: one child process that forks a grandchild a command."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, script: str = __file__) -> None:
+        folders = [str(repository), str(Path(__file__).parent)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, script],
             cwd=repository,
-            env={**os.environ, "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -49,17 +59,39 @@ class CommandServer:
 
 
 def serve() -> None:
+    import importlib
+    import pkgutil
     import sqlite3
     import tomllib
 
     import rfc8785
     import yaml
 
-    import vpstore.api.building
-    import vpstore.api.reading
+    import vpstore.api
+    import vpstore.stale
+    import vpstore.verbs
     from vpstore.cli import main
 
-    del sqlite3, tomllib, rfc8785, yaml, vpstore  # loaded beforehand, used by the commands
+    del sqlite3, tomllib, rfc8785, yaml  # loaded beforehand, used by the commands
+    for package in (vpstore.api, vpstore.verbs):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    apart = vpstore.stale.subprocess  # type: ignore[attr-defined]
+
+    def command(arguments: list[str]) -> None:
+        if APART not in os.environ:
+            vpstore.stale.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+                PIPE=apart.PIPE, DEVNULL=apart.DEVNULL, run=forked
+            )
+        main(arguments)
+
+    answer(command)
+
+
+def answer(main: Callable[[list[str]], object]) -> None:
+    """Call a function for each request, in a fork of this process; what it returns is the exit code, None is 0."""
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would write to every page that it shares with this process
     for line in sys.stdin:
         arguments, cwd, environment, out, err = json.loads(line)
         child = os.fork()
@@ -69,9 +101,50 @@ def serve() -> None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
-            main(arguments)
+            leave(partial(main, arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
+
+
+def leave(act: Callable[[], object]) -> NoReturn:
+    """Do something and end with its exit code, without taking every module apart: that takes longer than a command.
+
+    Without the exit handlers, too: the program has none.
+    """
+    code = 1
+    try:
+        found = act()
+        code = found if isinstance(found, int) else 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def forked(command: list[str], *, input: bytes, cwd: Path, env: dict[str, str], **rest: Any) -> Any:
+    """`subprocess.run` for `python -m vpstore.stale`: in a fork of this process, which has loaded no project's code."""
+    from vpstore.stale import main
+
+    assert command[1:] == ["-P", "-m", "vpstore.stale"]
+    asked, answered = os.memfd_create("asked"), os.memfd_create("answered")
+    os.pwrite(asked, input, 0)
+    child = os.fork()
+    if child == 0:
+        for number, place in enumerate((asked, answered, os.open(os.devnull, os.O_WRONLY))):
+            os.dup2(place, number)
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        leave(main)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(answered, "rb") as said:
+        said.seek(0)
+        os.close(asked)
+        return SimpleNamespace(stdout=said.read(), returncode=code)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def trained_donor(steps: int = 90) -> Donor:
     optimizer = torch.optim.Adam(donor.parameters(), lr=6e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 6e-3 * (1 - step / steps)
-        starts = torch.randint(len(training) - 49, (6, 1))
+        starts = torch.randint(len(training) - 49, (3, 1))
         rows = training[starts + torch.arange(49)]
         loss = F.cross_entropy(donor(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad()

@@ -317,16 +317,18 @@ def test_a_resume_says_who_resumed(shop: Stage1Shop, tmp_path: Path, monkeypatch
     assert begun["code_digest"] == resumed["code_digest"] == code_digest()
 
 
-def test_another_commit_is_no_drift_and_is_told(
-    shop: Stage1Shop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage1_run, "git_state", lambda: {"git_sha": "f" * 40, "git_dirty": True})
-    (tmp_path / "out").mkdir()
-    other = finished(shop, tmp_path / "out")
+def test_another_commit_is_no_drift_and_is_told(whole: Path, tmp_path: Path) -> None:
+    """What the same run would have logged at another commit."""
+    other = tmp_path / "out"
+    shutil.copytree(whole, other)
+    (header, *rows) = (other / LOG_FILE).read_text().splitlines(keepends=True)
+    provenance = json.loads(header)
+    assert provenance.keys() >= stage1_run.git_state().keys()
+    text = json.dumps({**provenance, "git_sha": "f" * 40, "git_dirty": True}) + "\n" + "".join(rows)
+    (other / LOG_FILE).write_text(text)
     assert drift(other, whole) == []
     assert commits(other, other) == ["f" * 40 + " with changes"]
     assert len(commits(whole, other)) == 2
-    text = (other / LOG_FILE).read_text()
     (other / LOG_FILE).write_text(text.replace(f'"code_digest": "{code_digest()}"', '"code_digest": "other"'))
     assert drift(other, whole) == ["log.jsonl, line 1: code_digest"]  # the control: other code is
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from training_pico import EOD, Workshop, heal_params, pico_config, pico_moe, pico_weights, write_data
 
 from recipes.checkpoint import load_student
 from recipes.data.batches import AlignedDataset
+from recipes.model.config import StudentConfig
 from recipes.model.transformer import Student
 from recipes.tensors import TensorReader
 from recipes.train.loop import ALL_WEIGHTS, Phase, Scratch, Trainer
@@ -26,10 +29,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def start_weights(config: StudentConfig) -> dict[str, Tensor]:
+    """What every training here begins with; trainings have copies."""
+    return {name: tensor.float() for name, tensor in pico_weights(config).items()}
+
+
 def trainer(data: Path, scratch: Path, *, moe: bool = False, phases: Any = (ALL_WEIGHTS,), **train: Any) -> Trainer:
     config = pico_moe() if moe else pico_config()
     model = Student(config)
-    model.load_state_dict({name: tensor.float() for name, tensor in pico_weights(config).items()})
+    model.load_state_dict(start_weights(config))
     params = heal_params(**train).train
     place = Scratch(scratch, Identity({"parent": "blake3:1"}, params.model_dump(mode="json")))
     return Trainer(model, params, AlignedDataset(data, "train"), place, phases=phases)

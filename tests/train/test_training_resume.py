@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from heal_server import Healing, HealServer
 from training_pico import ROOT, Workshop, heal_params, params_table, pico_moe, write_data
 
 from recipes import heal
 from recipes.data.batches import AlignedDataset
+from recipes.data.harmony import HarmonyTokenizer
 from recipes.tensors import read_safetensors
 from recipes.train import state as state_module
 from recipes.train.state import (
@@ -33,45 +34,36 @@ from recipes.train.state import (
 from vpstore.errors import GateMissed, RecipeRefused
 
 STEPS = 8
-# A process that heals and writes what came out; it says each finished step on stdout.
-CHILD = """
-import json, sys
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-from recipes.runtime import fix_numerics
-fix_numerics(1)
-from dataclasses import replace
-from training_pico import Workshop, heal_params
-from recipes import heal
-from recipes.data.batches import AlignedDataset
-from recipes.tensors import write_safetensors
-shop = Workshop(Path(sys.argv[1]))
-def say(label, done, total):
-    print(label, done, flush=True)
-context = replace(shop.context(heal_params(steps={steps}), scratch=sys.argv[2]), progress=say)
-result = heal.run(context)
-write_safetensors(context.scratch / "result.safetensors", dict(result.tensors))
-report = result.report
-(context.scratch / "report.json").write_text(json.dumps([report.metrics, report.plots], sort_keys=True))
-"""
 
 
-def start(shop: Workshop, scratch: str) -> subprocess.Popen[str]:
-    code = CHILD.format(tests=str(Path(__file__).parent), root=str(ROOT), steps=STEPS)
-    return subprocess.Popen([sys.executable, "-c", code, str(shop.root), scratch], stdout=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module", autouse=True)
+def _one_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reading the rank file takes longer than a pico's training."""
+    folder = tmp_path_factory.mktemp("ranks")
+    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
+    made = HarmonyTokenizer.from_directory(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HarmonyTokenizer, "from_directory", lambda path: made)
+        yield
 
 
-def kill_at_step(process: subprocess.Popen[str], step: int, delay: float) -> None:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HealServer]:
+    started = HealServer(tmp_path_factory.mktemp("server"), steps=STEPS)
+    yield started
+    started.close()
+
+
+def kill_at_step(process: Healing, step: int, delay: float) -> None:
     """SIGKILL a moment after the step was begun, or the first after it that is not done yet."""
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in process.lines:
         label, _, done = line.rpartition(" ")
         if label == "training" and int(done) >= step:
             time.sleep(delay)
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             break
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    code, _ = process.end()
+    assert code == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +72,19 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="module")
-def whole(shop: Workshop) -> Path:
+def whole(shop: Workshop, server: HealServer) -> Path:
     """The scratch folder of an uninterrupted run."""
-    process = start(shop, "whole")
-    process.communicate(timeout=200)
-    assert process.returncode == 0
+    code, _ = server.start(shop.root, "whole").end()
+    assert code == 0
     return shop.root / "whole"
 
 
-def require_same_after_kills(shop: Workshop, whole: Path, kills: list[tuple[int, float]]) -> None:
+def require_same_after_kills(shop: Workshop, server: HealServer, whole: Path, kills: list[tuple[int, float]]) -> None:
     scratch = "-".join(["killed", *(str(step) for step, _ in kills)])
     for step, delay in kills:
-        kill_at_step(start(shop, scratch), step, delay)
-    process = start(shop, scratch)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0
+        kill_at_step(server.start(shop.root, scratch), step, delay)
+    code, out = server.start(shop.root, scratch).end()
+    assert code == 0
     if kills[-1][0] > 4:  # a state of step 3 or 6 was there to go on from
         assert "training 0\n" not in out
     resumed = shop.root / scratch
@@ -110,24 +100,25 @@ def require_same_after_kills(shop: Workshop, whole: Path, kills: list[tuple[int,
         assert torch.equal(tensor, other[name]), name
 
 
-def test_killed_at_a_random_step_and_resumed_it_gives_the_same_bits(shop: Workshop, whole: Path) -> None:
+def test_killed_at_a_random_step_and_resumed_it_gives_the_same_bits(
+    shop: Workshop, server: HealServer, whole: Path
+) -> None:
     step = random.randrange(4, STEPS)
-    require_same_after_kills(shop, whole, [(step, random.uniform(0, 0.2))])
+    require_same_after_kills(shop, server, whole, [(step, random.uniform(0, 0.2))])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
-def test_killed_twice_it_gives_the_same_bits(shop: Workshop, whole: Path, number: int) -> None:
+def test_killed_twice_it_gives_the_same_bits(shop: Workshop, server: HealServer, whole: Path, number: int) -> None:
     """Early kills too, before the first state, and a second one in the resumed run."""
     chance = random.Random(number)
     kills = sorted(chance.sample(range(1, STEPS), 2))
-    require_same_after_kills(shop, whole, [(step, chance.uniform(0, 0.3)) for step in kills])
+    require_same_after_kills(shop, server, whole, [(step, chance.uniform(0, 0.3)) for step in kills])
 
 
-@pytest.fixture
-def interrupted(shop: Workshop) -> str:
-    """A scratch folder with a state of step 3."""
-    name = f"interrupted{random.randrange(1 << 30)}"
+@pytest.fixture(scope="module")
+def stopped(shop: Workshop) -> Path:
+    """A scratch folder with a state of step 3; tests get copies."""
 
     class Stop(Exception):
         pass
@@ -137,8 +128,16 @@ def interrupted(shop: Workshop) -> str:
             raise Stop
 
     with pytest.raises(Stop):
-        heal.run(replace(shop.context(heal_params(steps=STEPS), scratch=name), progress=stop))
-    assert [path.name for path in (shop.root / name / "training").iterdir()] == ["state-00000003"]
+        heal.run(replace(shop.context(heal_params(steps=STEPS), scratch="stopped"), progress=stop))
+    assert [path.name for path in (shop.root / "stopped/training").iterdir()] == ["state-00000003"]
+    return shop.root / "stopped"
+
+
+@pytest.fixture
+def interrupted(shop: Workshop, stopped: Path) -> str:
+    """A scratch folder with a state of step 3."""
+    name = f"interrupted{random.randrange(1 << 30)}"
+    shutil.copytree(stopped, shop.root / name)
     return name
 
 
@@ -269,7 +268,7 @@ def test_killed_at_any_moment_of_a_save_a_whole_state_is_left(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the file of tensors", "before the name"])
 def test_killed_while_a_state_is_written_the_run_goes_on_from_the_one_before(
-    shop: Workshop, whole: Path, moment: str
+    shop: Workshop, server: HealServer, whole: Path, moment: str
 ) -> None:
     """The second state of the run never comes to be; SIGKILL by the process's own hand, at the exact place."""
     scratch = f"torn-{moment.split()[0]}"
@@ -282,16 +281,16 @@ def test_killed_while_a_state_is_written_the_run_goes_on_from_the_one_before(
             "state.save_file = lambda tensors, path: (path.write_bytes(b'torn'), os.kill(os.getpid(), 9))"
             " if '06' in path.parent.name else old_save(tensors, path)"
         )
-    code = CHILD.format(tests=str(Path(__file__).parent), root=str(ROOT), steps=STEPS)
-    lines = "import os\nfrom recipes.train import state\nold, old_save = Path.rename, state.save_file\n" + place
-    code = code.replace("shop = Workshop", lines + "\nshop = Workshop")
-    done = subprocess.run([sys.executable, "-c", code, str(shop.root), scratch], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+    lines = (
+        "import os\nfrom pathlib import Path\nfrom recipes.train import state\n"
+        "old, old_save = Path.rename, state.save_file\n"
+    )
+    code, _ = server.start(shop.root, scratch, first=lines + place).end()
+    assert code == -signal.SIGKILL
     left = sorted(path.name for path in (shop.root / scratch / "training").iterdir())
     assert left == ["state-00000003", "unfinished-00000006"]
-    process = start(shop, scratch)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0
+    code, out = server.start(shop.root, scratch).end()
+    assert code == 0
     assert "training 3\n" in out
     assert "training 0\n" not in out
     assert (whole / "result.safetensors").read_bytes() == (shop.root / scratch / "result.safetensors").read_bytes()

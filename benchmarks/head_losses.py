@@ -1,7 +1,7 @@
-"""The cross-entropy over 201,088 ids beside what well-kept packages offer, on one GPU: time, memory, error, same bits twice.
+"""The cross-entropy over 201,088 ids beside that of well-kept packages, on one GPU: time, memory, error, equal bits.
 
-Place: what docs/decisions/0014-training-on-a-gpu.md goes by. Each side makes the loss and both gradients of 16,384 rows of
-1,024 numbers in bfloat16 against a float32 head; errors are against float64 on the first 512 rows.
+Place: what docs/decisions/0014-training-on-a-gpu.md goes by. Each side makes the loss and both gradients of 16,384
+rows of 1,024 numbers in bfloat16 against a float32 head; errors are against float64 on the first 512 rows.
 
 Use: python -m benchmarks.head_losses [--output FILE]      with liger-kernel and cut-cross-entropy installed
 """

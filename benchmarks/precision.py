@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,15 +69,17 @@ def write_echoes(folder: Path, *, tokens: int, rows: int) -> None:
     generator = np.random.default_rng(7)
     (folder / "train").mkdir(parents=True)
     arrays = {"tokens": np.int32, "lossmask": np.uint8, "span": np.uint8}
-    writers = {part: IndexedDatasetWriter(folder / "train" / f"text_{part}", dtype) for part, dtype in arrays.items()}
     mask = np.zeros(tokens, np.uint8)
     mask[PERIOD - 1 : -1] = 1  # of the label, one token ahead
-    for _ in range(rows):
-        row = np.resize(generator.integers(1000, 1000 + IDS, PERIOD, dtype=np.int32), tokens)
-        for part, values in (("tokens", row), ("lossmask", mask), ("span", np.zeros(tokens, np.uint8))):
-            writers[part].add_document(values)
-    for writer in writers.values():
-        writer.__exit__(None, None, None)
+    with ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(IndexedDatasetWriter(folder / "train" / f"text_{part}", dtype))
+            for part, dtype in arrays.items()
+        }
+        for _ in range(rows):
+            row = np.resize(generator.integers(1000, 1000 + IDS, PERIOD, dtype=np.int32), tokens)
+            for part, values in (("tokens", row), ("lossmask", mask), ("span", np.zeros(tokens, np.uint8))):
+                writers[part].add_document(values)
 
 
 def fresh(config: StudentConfig) -> Student:

@@ -2,7 +2,8 @@
 
 Place in the path: every command begins by finding one. `pyproject.toml` says where objects, profiles, lock, views and
 reports are; `--profile`, VPSTORE_PROFILE or `params.yaml` says which profile is meant.
-Invariants: nothing is written here; no path in `[tool.vpstore]` leads out of the checkout.
+Invariants: nothing is written here, but the folders that `opened` makes for who does; no path in `[tool.vpstore]` leads
+out of the checkout.
 
 Example:
     checkout = Checkout.find(Path.cwd()); objects = checkout.objects
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from vpstore.schema.lockfile import Lockfile
 from vpstore.schema.objects import Objects, parse_objects
 from vpstore.schema.paths import check_path
 from vpstore.schema.ref import StageRef, check_name, nearest
+from vpstore.storage import beneath
 from vpstore.storage.pointers import Pointers
 from vpstore.storage.refusals import disk_errors
 
@@ -132,7 +135,7 @@ class Checkout:
     @property
     def pointers(self) -> Pointers:
         """This profile's pointers."""
-        return Pointers(self.views / "refs")
+        return Pointers(self.views / "refs", self.root)
 
     def reports_of(self, ref: StageRef) -> Path:
         """Where the reports of one stage are put."""
@@ -162,6 +165,20 @@ class Checkout:
             name = self.config.lock
             error.next_step = f"`git restore {name}`; where git has none, remove it, then `vpstore lock`"
             raise
+
+    def opened(self, folder: Path) -> AbstractContextManager[Path]:
+        """A folder of this checkout, made if need be and held open for writing into it: see `storage.beneath`.
+
+        Raises:  VpstoreError: a link on the way to it leads out of the checkout, or nowhere.
+        """
+        return beneath.opened(self.root, folder)
+
+    def opened_file(self, file: Path) -> AbstractContextManager[Path]:
+        """The place of a file of this checkout, there or not, in its folder held open; a link is followed inside.
+
+        Raises:  VpstoreError: as `opened`.
+        """
+        return beneath.opened_file(self.root, file)
 
     def relative(self, path: Path) -> str:
         """A path for messages: relative to the root where it lies below it."""

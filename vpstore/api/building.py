@@ -136,5 +136,5 @@ def pipeline(*, profile: str | None = None, write: bool = False, is_dry_run: boo
         return PipelineText(text, path, not path.is_file() or path.read_bytes() != data)
     if not write:
         return PipelineText(text, path, None)
-    with atomic.disk_errors(path, "writing dvc.yaml"):
-        return PipelineText(text, path, atomic.write_if_different(path, data))
+    with atomic.disk_errors(path, "writing dvc.yaml"), found.opened_file(path) as place:
+        return PipelineText(text, path, atomic.write_if_different(place, data))

@@ -22,7 +22,7 @@ from typing import Final
 from vpstore.errors import NoStore
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
-from vpstore.storage import atomic, modes
+from vpstore.storage import atomic, beneath, modes
 from vpstore.storage.attestations import Attestations
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.keys import Keys
@@ -147,7 +147,7 @@ class Store:
     def scratch(self, key: Digest) -> Path:
         """The folder in which one key is built; it survives an interruption."""
         folder = self.root / "work" / key.hex
-        atomic.make_plain_directory(folder, self.root)
+        beneath.make_plain_directory(folder, self.root)
         return folder
 
     def drop_scratch(self, key: Digest) -> None:

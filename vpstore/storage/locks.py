@@ -4,8 +4,8 @@ Place in the path: under `Store` and `Roots`, in the store's `locks/`; and in a 
 makes views or changes vpstore.lock. One empty file a lock; the kernel holds it and frees it when the process ends,
 however it ends, so that nobody has to judge whether a lock is stale.
 Invariants: a lock file is never removed (whoever removed one could split its waiters into two groups); another user's
-file serves as well; order, where several are held: a key, then the store, then one of a checkout's two kinds (the
-agreement, or the views of a profile), then one artifact or root.
+file serves as well; order, where several are held: a key, then the store, then one of a checkout's (the
+agreement; the views or the pointers of a profile), then one artifact or root.
 
 Example:
     with locks.exclusive(key.hex, waiting=say): ...

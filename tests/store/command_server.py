@@ -69,7 +69,8 @@ def serve() -> None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
-            main(arguments)
+            sys.argv = ["vpstore", *arguments]
+            main()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
 

@@ -25,16 +25,6 @@ from vpstore.workspace import Workspace
 STAGES = ("seed@main", "plant@sprout", "plant@bloom", "reports@plant-sprout", "reports@plant-bloom")
 
 
-class Heard(Silent):
-    """A narrator that remembers the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def stage(text: str) -> StageRef:
     return StageRef(*text.split("@"))
 
@@ -72,7 +62,7 @@ def test_six_locks_at_once_lose_no_entry(built: Project, monkeypatch: pytest.Mon
         return found
 
     monkeypatch.setattr(Checkout, "lock", slowly)
-    heard = Heard()
+    heard = Silent()
     works = {(p, s): Workspace.find(built.root, profile=p, narrator=heard) for p in ("tiny",) for s in STAGES}
     works["large", "seed@main"] = Workspace.find(built.root, profile="large", narrator=heard)
     at_once([lambda work=work, ref=ref: lock.lock_refs(work, [stage(ref)]) for (_, ref), work in works.items()])

@@ -54,6 +54,9 @@ class PipelineText:
 def build(*refs: str, work: Workspace | None = None, force: bool = False) -> list[Built]:
     """Build stages in the order given.
 
+    The recipe runs in the caller's process: one that ends it by `os._exit` or C's `exit` ends the caller, with its
+    code. The command `vpstore build` makes a failure of that.
+
     Args:    refs: an object alone means its default stage, or all its stages if objects.toml says `build_all`.
     Raises:  NoSuchRef, RecipeRefused, GateMissed, Interrupted.
     """

@@ -114,6 +114,13 @@ def test_the_store_may_be_a_link(built: Project, tmp_path: Path) -> None:
     built.run("verify", "--all")
 
 
+def test_a_store_that_is_a_link_to_nothing(project: Project, tmp_path: Path) -> None:
+    project.store.symlink_to(tmp_path / "nowhere")
+    for command in ("build seed", "pull", "ls"):
+        assert "next      " in project.run(*command.split(), code=10).stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_compiled_modules_outside_are_neither_removed_nor_used(built: Project, tmp_path: Path) -> None:
     """An edit of equal size and time still is a new key: as if they were not there."""
     run, outside = built.root / "small/run.py", tmp_path / "outside"

@@ -73,6 +73,15 @@ def settle(root: Path, folder: Path) -> None:
 def make_plain_directory(path: Path, top: Path) -> None:
     """As `atomic.make_directory`, for a folder inside a store: nothing is written through a link that lies there.
 
+    Raises:  VpstoreError: as `refuse_links`.
+    """
+    refuse_links(path, top)
+    atomic.make_directory(path)
+
+
+def refuse_links(path: Path, top: Path) -> None:
+    """Let no link lie in the place of a folder inside a store.
+
     Raises:  VpstoreError: the folder, or one between `top` and it, is a symbolic link.
     """
     for folder in (path, *path.parents):
@@ -86,7 +95,6 @@ def make_plain_directory(path: Path, top: Path) -> None:
                 found=f"a link to {os.readlink(folder)}",
                 next_step="find out who made it, then remove it",
             )
-    atomic.make_directory(path)
 
 
 @dataclass(frozen=True)

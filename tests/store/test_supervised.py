@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_modules_that_end_the_process_as_they_are_imported(built: Project) -> No
     run.write_text(f"import os\nos._exit(0)\n{run.read_text()}")
     for command in ("build plant", "import seed assets/donor", "lock --check", "pipeline", "resolve plant", "doctor"):
         refused(built, *command.split())
+
+
+def test_where_no_process_can_be_started_nothing_is_done(built: Project) -> None:
+    code = (
+        "import os\nfrom vpstore.cli import main\ndef fork():\n    raise BlockingIOError(11, 'no more of them')\n"
+        "os.fork = fork\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", "plant"], cwd=built.root, env=built.variables(), text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no process can be started\n  found     no more of them\n")
 
 
 def test_a_process_that_a_recipe_forked_says_nothing_for_it(built: Project) -> None:

@@ -102,9 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
              is done; a caller that gives them has the command run in its own process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is not None or _COMPLETING in os.environ:
+    if arguments is not None or os.environ.get(_COMPLETING):
         sys.exit(_run(given))
-    sys.exit(supervise(lambda: _run(given), ended=lambda found: _report(_ended(given, found), given)))
+    try:
+        sys.exit(supervise(lambda: _run(given), ended=lambda found: _report(_ended(given, found), given)))
+    except VpstoreError as error:
+        sys.exit(_report(error, given))
 
 
 def _ended(given: Sequence[str], found: str) -> RecipeRefused:
@@ -134,7 +137,7 @@ def _run(given: list[str]) -> int:
     except KeyboardInterrupt:
         code = _report(Interrupted("interrupted"), given)
     except SystemExit as leaving:  # no command of ours leaves so: a handler of a signal that a recipe has put in place
-        if _COMPLETING in os.environ:
+        if os.environ.get(_COMPLETING):
             raise
         code = _report(_ended(given, f"SystemExit({leaving.code!r})"), given)
     except click.exceptions.NoArgsIsHelpError as error:  # `vpstore` alone: what is there to be had

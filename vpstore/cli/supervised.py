@@ -23,6 +23,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
 
+from vpstore.errors import VpstoreError
+
 # Signals that end a process, and those that people use to tell a program something.
 _PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _ONCE_SECONDS: Final = 0.2  # a signal to the group reaches the child directly and through the parent
@@ -35,6 +37,7 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
     Args:    act: gives the exit code; ended: called in this process with what was found, if the child ended, not by a
              signal, before `act` did; gives the exit code then.
     Returns: the exit code, in the child alone; where the system has no such signals, `act` is done in this process.
+    Raises:  VpstoreError: the system starts no process.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return act()
@@ -45,7 +48,7 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
     hears, says = _pipe()
     _flush()
     gc.freeze()  # what a collection does not touch, the two processes go on sharing: this saves 20 ms a command
-    parent, child = os.getpid(), os.fork()
+    parent, child = os.getpid(), _fork()
     if child == 0:
         os.close(hears)
         _die_with(parent)
@@ -63,6 +66,14 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
         code = ended(f"exit status {code}")
     _flush()
     os._exit(code or said or 0)  # there is nothing to tidy up, and that takes Python 10 ms
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        next_step = "raise the limit on processes (ulimit -u), or wait until fewer run"
+        raise VpstoreError("no process can be started", found=str(error.strerror), next_step=next_step) from error
 
 
 def _pipe() -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +71,47 @@ def test_a_shared_store_knows_no_checkout_by_a_file_outside_it(built: Project, t
     before = contents(outside)
     built.run("resolve", "plant", code=1, VPSTORE_ROOT=str(tmp_path / "shared"))
     assert contents(outside) == before
+
+
+def git(project: Project, *arguments: str) -> None:
+    """As somebody whose own configuration is not asked."""
+    variables = {**project.variables(), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
+    subprocess.run(["git", *arguments], cwd=project.root, env=variables, check=True, capture_output=True)
+
+
+def test_ones_own_weights_may_lie_on_another_disk(built: Project, tmp_path: Path) -> None:
+    """If git has no such link, and the folder is nothing else."""
+    git(built, "init", "-q")
+    disk, weights = tmp_path / "disk", built.root / "weights"
+    shutil.move(weights, disk)
+    weights.symlink_to(disk)
+    change(built, 7)
+    built.run("build", "plant")
+    built.run("lock")
+    assert json.loads((disk / "tiny/refs/plant-bloom.json").read_text())["artifact"]
+    built.run("resolve", "plant", "--locked")
+    built.run("verify", "plant")
+    git(built, "add", "-f", "weights")
+    before = contents(disk)
+    for command in ("lock", "resolve plant", "build plant"):
+        assert f"where     {weights}\n" in built.run(*command.split(), code=1).stderr
+    assert contents(disk) == before
+    git(built, "rm", "-q", "--cached", "weights")
+    (disk / "tiny/refs").rename(disk / "tiny/other")  # nothing says that this folder is for weights
+    before = contents(disk)
+    built.run("build", "seed", code=1)
+    assert contents(disk) == before
+    weights.unlink()
+    weights.symlink_to(tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    built.run("build", "--all")
+    built.run("verify", "--all")
+    shutil.move(tmp_path / "empty/tiny/refs", tmp_path / "refs")  # below it, no link leads out of it
+    (tmp_path / "empty/tiny/refs").symlink_to(tmp_path / "refs")
+    change(built, 8)
+    before = contents(tmp_path / "refs")
+    assert f"where     {weights / 'tiny/refs'}\n" in built.run("build", "plant", code=1).stderr
+    assert contents(tmp_path / "refs") == before
 
 
 def test_links_that_stay_inside_are_followed(built: Project) -> None:

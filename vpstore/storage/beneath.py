@@ -245,8 +245,8 @@ class _Walk:
             where=str(where),
             expected=expected,
             found=found,
-            next_step=f"put a folder or file of its own there (a whole checkout, or .vpstore, may be a link), "
-            f"or change [tool.vpstore] in pyproject.toml; it is the way to {self._shown(self.goal)}",
+            next_step="put a folder or file of its own there, or let [tool.vpstore] in pyproject.toml name another "
+            f"place than {self._shown(self.goal)}; docs/DESIGN.md says which links are followed",
         )
 
     def _shown(self, path: Path) -> str:

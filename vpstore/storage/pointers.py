@@ -64,7 +64,7 @@ class Pointers:
     """The pointers of one profile of one checkout."""
 
     root: Path  # weights/<profile>/refs
-    checkout: Path
+    top: Path  # the folder that no way to a pointer leaves
 
     def path(self, ref: StageRef) -> Path:
         """Where the pointer of `ref` lies."""
@@ -98,7 +98,7 @@ class Pointers:
         Returns: whether the file changed.
         Raises:  VpstoreError: the folder is not the checkout's own, see `beneath`.
         """
-        with beneath.opened(self.checkout, self.root) as place:
+        with beneath.opened(self.top, self.root) as place:
             changed = atomic.write_if_different(place / self.path(pointer.ref).name, pointer.encode())
         self.settle()
         return changed
@@ -109,7 +109,7 @@ class Pointers:
         Raises:  VpstoreError: as `write`; or a link that leads nowhere lies in its place.
         """
         path = self.path(pointer.ref)
-        with beneath.opened(self.checkout, self.root) as place:
+        with beneath.opened(self.top, self.root) as place:
             atomic.write_once(place / path.name, pointer.encode())
         if not path.exists():
             next_step = "remove it, or bring back what it leads to; then run the command again"
@@ -118,4 +118,4 @@ class Pointers:
 
     def settle(self) -> None:
         """Make durable every pointer that is there: who wrote it may have died before that."""
-        beneath.settle(self.checkout, self.root)
+        beneath.settle(self.top, self.root)

@@ -177,14 +177,27 @@ def test_the_child_does_not_outlive_the_parent(slow: Project, number: signal.Sig
     until(lambda: not is_running(child))
 
 
-def test_an_interrupt_of_the_whole_group_is_one(slow: Project) -> None:
-    process = start(slow, start_new_session=True)
-    begun(slow)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_interrupt_of_the_whole_group_is_one(built: Project, is_late: bool) -> None:
+    """Also where the parent is late to pass it on, as on a busy machine: the child is not disturbed as it tidies up."""
+    edit(
+        built,
+        "(scratch / '../../at').write_text(str(os.getpid()))\n    try:\n        time.sleep(30)\n"
+        "    finally:\n        time.sleep(0.5)\n        (scratch / '../../tidied').write_text('')",
+    )
+    process = start(built, start_new_session=True)
+    begun(built)
+    if is_late:
+        process.send_signal(signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
+    if is_late:
+        time.sleep(0.25)
+        process.send_signal(signal.SIGCONT)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 130
     assert said.count("interrupted") == 1
     assert "Traceback" not in said
+    assert (built.store / "tidied").exists()
 
 
 def test_a_key_on_the_terminal(slow: Project) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import mmap
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from vpstore.errors import VpstoreError
 
 # Signals that end a process, and those that people use to tell a program something.
 _PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-_ONCE_SECONDS: Final = 0.2  # a signal to the group reaches the child directly and through the parent
+_PAIR_SECONDS: Final = 5.0  # between the two ways of one signal, on a machine that is busy
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
 
 
@@ -46,6 +47,7 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, its end would be told to nobody
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*heard, signal.SIGCHLD})
     hears, says = _pipe()
+    passed = mmap.mmap(-1, 1)  # how often SIGINT was passed on: one byte of both processes
     _flush()
     gc.freeze()  # what a collection does not touch, the two processes go on sharing: this saves 20 ms a command
     parent, child = os.getpid(), _fork()
@@ -53,12 +55,12 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
         os.close(hears)
         _die_with(parent)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _Interrupt())
+            signal.signal(signal.SIGINT, _Interrupt(passed))
         signal.signal(signal.SIGCHLD, on_child if on_child is not None else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return _saying(act, says)
     os.close(says)
-    code = os.waitstatus_to_exitcode(_wait(child, heard))
+    code = os.waitstatus_to_exitcode(_wait(child, heard, passed))
     said = _said(hears)
     if code < 0:
         code = _end_by(-code)
@@ -113,16 +115,25 @@ def _die_with(parent: int) -> None:
 
 
 class _Interrupt:
-    """Python's own answer to SIGINT, once a moment: a second one would break off the work of the first."""
+    """Python's own answer to SIGINT, once a signal: a second one would break off the tidying up of the first.
 
-    def __init__(self) -> None:
-        self._last = -_ONCE_SECONDS
+    What a process sends to the group comes twice, directly and through the parent, in whichever order. The parent
+    counts what it passes on before it does, so the two can be told apart and paired. All that a terminal sends counts.
+    """
+
+    def __init__(self, passed: mmap.mmap) -> None:
+        self._passed, self._seen = passed, 0
+        self._alone = {True: -_PAIR_SECONDS, False: -_PAIR_SECONDS}  # passed on or not: when one came without the other
 
     def __call__(self, number: int, frame: Any) -> None:
+        is_passed = self._passed[0] != self._seen
+        self._seen = self._passed[0]
         now = time.monotonic()
-        if now - self._last >= _ONCE_SECONDS:
-            self._last = now
-            signal.default_int_handler(number, frame)
+        if now - self._alone[not is_passed] < _PAIR_SECONDS:
+            self._alone[not is_passed] = -_PAIR_SECONDS
+            return
+        self._alone[is_passed] = now
+        signal.default_int_handler(number, frame)
 
 
 def _saying(act: Callable[[], int], says: int) -> int:
@@ -141,11 +152,17 @@ def _saying(act: Callable[[], int], says: int) -> int:
 # In the parent.
 
 
-def _wait(child: int, heard: Collection[signal.Signals]) -> int:
+def _wait(child: int, heard: Collection[signal.Signals], passed: mmap.mmap) -> int:
     """Wait for the child and pass signals on; its status."""
+
+    def pass_on(number: int) -> None:
+        if number == signal.SIGINT:
+            passed[0] = (passed[0] + 1) % 256
+        os.kill(child, number)
+
     # What came before the fork, whoever sent it, the child knows nothing of.
     while early := signal.sigtimedwait(heard, 0):
-        os.kill(child, early.si_signo)
+        pass_on(early.si_signo)
     while True:
         found = signal.sigwaitinfo({*heard, signal.SIGCHLD})
         if found.si_signo == signal.SIGCHLD:
@@ -154,7 +171,7 @@ def _wait(child: int, heard: Collection[signal.Signals]) -> int:
                 return status
         # The terminal sends to the whole group; that it is gone it may tell the leader alone.
         elif found.si_code <= 0 or found.si_signo == signal.SIGHUP:
-            os.kill(child, found.si_signo)
+            pass_on(found.si_signo)
 
 
 def _said(hears: int) -> int | None:

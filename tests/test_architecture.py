@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     "vpstore": 0,
     "vpstore.errors": 0,
+    "vpstore.repository": 1,
     "vpstore.schema": 1,
     "vpstore.storage": 2,
     "vpstore.storage.remotes": 3,
     "vpstore.narration": 3,
     "vpstore.numbers": 3,
     "vpstore.code": 3,
+    "vpstore.bytecode": 3,
     "vpstore.project_code": 3,
     "vpstore.surroundings": 3,
     "vpstore.checkout": 3,
@@ -258,6 +260,69 @@ def test_a_change_of_the_disk_is_noticed(text: str) -> None:
 )
 def test_what_changes_no_disk_is_not_taken_for_it(text: str) -> None:
     assert disk_changes(ast.parse(text)) == []
+
+
+# Where each module that writes by storage's functions writes to. Whatever lies below a checkout and is not its store is
+# reached through `storage.beneath`, as a folder of it may be a link to anywhere; tests/store/test_writers.py holds the
+# same over the calls of real commands.
+BENEATH, STORE, NAMED, OWN = "through storage.beneath", "the store", "where a person says", "a person's own cache"
+WRITERS = {
+    "vpstore.api.building": BENEATH,
+    "vpstore.bytecode": BENEATH,
+    "vpstore.rebuilding.ingredients": STORE,  # its work folder, or the one that `--keep` names
+    "vpstore.rebuilding.running": STORE,
+    "vpstore.rebuilding.scratch": NAMED,
+    "vpstore.sharing.registry": STORE,
+    "vpstore.sharing.trust": STORE,
+    "vpstore.storage.attestations": STORE,
+    "vpstore.storage.beneath": BENEATH,
+    "vpstore.storage.blobs": STORE,
+    "vpstore.storage.keys": STORE,
+    "vpstore.storage.memory": OWN,
+    "vpstore.storage.modes": STORE,
+    "vpstore.storage.partial": STORE,
+    "vpstore.storage.pointers": BENEATH,
+    "vpstore.storage.remotes.directory": NAMED,
+    "vpstore.storage.roots": STORE,
+    "vpstore.storage.store": STORE,
+    "vpstore.verbs.attest": NAMED,
+    "vpstore.verbs.export": NAMED,
+    "vpstore.verbs.gc": STORE,
+    "vpstore.verbs.lock": BENEATH,
+    "vpstore.verbs.materialize": BENEATH,
+    "vpstore.verbs.reports": BENEATH,
+    "vpstore.workspace": BENEATH,
+}
+WRITING = {
+    "TemporaryFile", "chmod", "clone", "copy", "keep_aside", "link", "make_directory", "make_plain_directory",
+    "make_writable", "mkdir", "remove", "remove_if_empty", "remove_tree", "rename", "rmdir", "symlink", "unlink",
+    "write", "write_file", "write_if_different", "write_once",
+}  # fmt: skip
+
+
+def writers(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """The modules that write by a function of storage's, and what they call to reach the place."""
+    found = {}
+    for module, tree in trees.items():
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        names = [(ast.unparse(call.value), call.attr) for call in calls if isinstance(call, ast.Attribute)]
+        if any(on in {"atomic", "beneath", "system.disk"} and name in WRITING for on, name in names):
+            found[module] = {name for on, name in names if name in {"opened", "opened_file"}}
+            found[module] |= {call.id for call in calls if isinstance(call, ast.Name) and call.id == "_Walk"}
+    return found
+
+
+def test_who_writes_into_a_checkout_goes_beneath_its_root() -> None:
+    found = writers({name: tree for name, tree in MODULES.items() if name != "vpstore.storage.atomic"})
+    assert sorted(found) == sorted(WRITERS), "say where it writes"
+    assert [module for module, ways in found.items() if WRITERS[module] == BENEATH and not ways] == []
+
+
+def test_a_writer_that_goes_past_is_noticed() -> None:
+    text = (
+        "from vpstore.storage import atomic\ndef f(checkout):\n    atomic.write_if_different(checkout.lock_path, b'')"
+    )
+    assert writers({"vpstore.verbs.new": ast.parse(text)}) == {"vpstore.verbs.new": set()}
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
 from vpstore.holdings import pointer_name, view_name
@@ -25,6 +25,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic, modes
+from vpstore.storage.locks import Locks
 from vpstore.storage.outside import check_sha256
 from vpstore.storage.pointers import Pointer
 from vpstore.surroundings import Stopwatch
@@ -36,6 +37,7 @@ from vpstore.verbs.reports import restore_reports
 from vpstore.verbs.resolve import verified_manifest
 from vpstore.workspace import Workspace
 
+LOCK: Final = ".refs"  # held by the one who writes reports and the pointer of a stage of this profile
 Relocation = Callable[[Prepared], Prepared]  # says where the sources lie instead
 
 
@@ -230,6 +232,18 @@ def _input(work: Workspace, job: _Job, role: str) -> ResolvedInput:
     return ResolvedInput(role, str(parent), artifact, materialize(work, manifest))
 
 
+def _point(work: Workspace, manifest: Manifest) -> None:
+    """Reports, then the pointer: the two of one artifact, also while another build of the stage ends."""
+    views = work.checkout.views
+    with (
+        atomic.disk_errors(views, "writing the pointer"),
+        work.checkout.opened(views) as place,
+        Locks(place).exclusive(LOCK),
+    ):
+        restore_reports(work, manifest)
+        work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
+
+
 def _mind_reproduction(work: Workspace, manifest: Manifest) -> None:
     key = manifest.build.key()
     others = [artifact.short for artifact in work.store.keys.artifacts(key) if artifact != manifest.digest]
@@ -247,9 +261,7 @@ def _finish(work: Workspace, manifest: Manifest, *, is_cached: bool) -> Built:
     with atomic.disk_errors(work.store.root, "registering the pointer"):
         work.hold(dict.fromkeys((pointer_name(profile, manifest.ref), view_name(profile, view)), manifest.digest))
     path = materialize(work, manifest)
-    restore_reports(work, manifest)
-    with atomic.disk_errors(work.checkout.views, "writing the pointer"):
-        work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
+    _point(work, manifest)
     statement = build_statement(work, manifest)
     return Built(
         ref=manifest.ref,

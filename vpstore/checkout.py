@@ -2,7 +2,8 @@
 
 Place in the path: every command begins by finding one. `pyproject.toml` says where objects, profiles, lock, views and
 reports are; `--profile`, VPSTORE_PROFILE or `params.yaml` says which profile is meant.
-Invariants: nothing is written here; no path in `[tool.vpstore]` leads out of the checkout.
+Invariants: nothing is written here, but the folders that `opened` makes for who does; no path in `[tool.vpstore]` leads
+out of the checkout.
 
 Example:
     checkout = Checkout.find(Path.cwd()); objects = checkout.objects
@@ -13,17 +14,20 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from vpstore.errors import BadManifest, UsageError
+from vpstore.repository import has_link
 from vpstore.schema.fields import Fields
 from vpstore.schema.lockfile import Lockfile
 from vpstore.schema.objects import Objects, parse_objects
 from vpstore.schema.paths import check_path
 from vpstore.schema.ref import StageRef, check_name, nearest
+from vpstore.storage import beneath
 from vpstore.storage.pointers import Pointers
 from vpstore.storage.refusals import disk_errors
 
@@ -132,7 +136,7 @@ class Checkout:
     @property
     def pointers(self) -> Pointers:
         """This profile's pointers."""
-        return Pointers(self.views / "refs")
+        return Pointers(self.views / "refs", self._top(self.views))
 
     def reports_of(self, ref: StageRef) -> Path:
         """Where the reports of one stage are put."""
@@ -162,6 +166,39 @@ class Checkout:
             name = self.config.lock
             error.next_step = f"`git restore {name}`; where git has none, remove it, then `vpstore lock`"
             raise
+
+    def opened(self, folder: Path) -> AbstractContextManager[Path]:
+        """A folder of this checkout, made if need be and held open for writing into it: see `storage.beneath`.
+
+        Raises:  VpstoreError: a link on the way to it leads out of the checkout, or nowhere.
+        """
+        return beneath.opened(self._top(folder), folder)
+
+    def _top(self, folder: Path) -> Path:
+        """What no way to a folder may leave: the checkout, or the folder of weights if that is a link of one's own."""
+        weights = self.root / self.config.weights
+        return weights if folder.is_relative_to(weights) and self._has_weights_elsewhere else self.root
+
+    @cached_property
+    def _has_weights_elsewhere(self) -> bool:
+        """Whether the folder of weights is on another disk, by a link that a person made and no clone brought.
+
+        Where it leads there is nothing, or the folder of pointers of a profile of this checkout: no other folder.
+        """
+        weights = self.root / self.config.weights
+        if "/" in self.config.weights or not weights.is_symlink() or not os.access(weights, os.R_OK | os.X_OK):
+            return False
+        if os.path.realpath(weights).startswith(os.path.realpath(self.root) + os.sep) or not weights.is_dir():
+            return False
+        is_given = not os.listdir(weights) or any((weights / name / "refs").is_dir() for name in self.profiles())
+        return is_given and has_link(self.root, self.config.weights) is False
+
+    def opened_file(self, file: Path) -> AbstractContextManager[Path]:
+        """The place of a file of this checkout, there or not, in its folder held open; a link is followed inside.
+
+        Raises:  VpstoreError: as `opened`.
+        """
+        return beneath.opened_file(self.root, file)
 
     def relative(self, path: Path) -> str:
         """A path for messages: relative to the root where it lies below it."""

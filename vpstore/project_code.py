@@ -3,7 +3,7 @@
 Place in the path: around the runner, which may fail in any way and may try to end the process. A mistake in a file is
 told with its place alone; a failure of the code itself comes with the lines that led to it.
 Invariants: errors of ours, Ctrl-C and the operating system's refusals go through as they are; nothing that the project
-raises, SystemExit included, ends a command as if it had succeeded.
+raises, SystemExit included, ends a command as if it had succeeded; what it does past Python is `cli.supervised`'s.
 
 Example:
     with project_code("the runner's prepare", root, files=declared): prepared = module.prepare(checkout, "seed", "main")

@@ -14,22 +14,20 @@ Example:
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
+from vpstore.bytecode import drop_stale_bytecode
 from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
 from vpstore.project_code import checked, project_code
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
-from vpstore.storage import atomic
 
 __all__ = [
     "Prepared",
@@ -156,7 +154,7 @@ def load_runner(checkout: Checkout) -> Runner:
     root, name = str(checkout.root), checkout.objects.runner
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
-    _drop_stale_bytecode(checkout.root / name.split(".")[0])
+    drop_stale_bytecode(checkout.root, checkout.root / name.split(".")[0])
     with project_code(f"the runner {name}", checkout.root):
         try:
             module = importlib.import_module(name)
@@ -232,16 +230,3 @@ def _configuration(checkout: Checkout, ref: StageRef) -> Iterator[Path]:
     """The files that a stage declares, read only if something went wrong."""
     declared = checkout.objects.stage(ref)
     yield from (checkout.root / path for path in (*declared.config, *declared.sources.values()))
-
-
-def _drop_stale_bytecode(package: Path) -> None:
-    """Remove compiled modules that are older than the last change of their source.
-
-    Python compares size and whole seconds of mtime only: a params module edited twice within a second, or with its
-    times put back, would otherwise run as it was, and give the key of what it was.
-    """
-    for source in package.rglob("*.py") if package.is_dir() else ():
-        compiled = Path(importlib.util.cache_from_source(str(source)))
-        with suppress(OSError):  # absent, or another user's: Python then looks at the times, as ever
-            if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
-                atomic.remove(compiled)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import vpstore
+from vpstore.repository import git_environment
 from vpstore.schema.attestation import BuildFacts
 
 
@@ -58,19 +59,6 @@ def _cpu_model() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next((model for model in models if model), platform.processor() or platform.machine())
-
-
-# Inside a hook or an alias, git says by these which repository it is about; the question here is about the checkout.
-_ELSEWHERE = frozenset({
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIR", "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE",
-    "GIT_INDEX_FILE", "GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE",
-    "GIT_WORK_TREE",
-})  # fmt: skip
-
-
-def git_environment() -> dict[str, str]:
-    """The environment in which git looks for the repository by the folder that it is told alone."""
-    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
 
 
 def git_state(root: Path) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class Workspace:
         Called under `changing()`, before the pointer, view or lock entry is made; `holdings` has the names.
         """
         if self._is_shared and not self._identity_path.exists():
-            atomic.write_once(self._identity_path, os.urandom(16).hex().encode() + b"\n")
+            with self.checkout.opened(self._identity_path.parent) as place:
+                atomic.write_once(place / IDENTITY_FILE, os.urandom(16).hex().encode() + b"\n")
         self.store.roots.hold_all(self.checkout.root, artifacts, identity=self.identity)
 
     def is_held(self, artifacts: Mapping[str, Digest]) -> bool:

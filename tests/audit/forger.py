@@ -33,7 +33,7 @@ class Forger:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.store = Store.open(project.store, stamps=Stamps(project.cache / "forger"))
-        self.pointers = Pointers(project.root / "weights" / "tiny" / "refs")
+        self.pointers = Pointers(project.root / "weights" / "tiny" / "refs", project.root)
 
     def artifact(self, slug: str) -> Digest:
         return Digest(json.loads(self.project.pointer(slug).read_text())["artifact"])

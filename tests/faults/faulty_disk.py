@@ -137,6 +137,7 @@ class FaultyDisk(Disk):
 
     def rename(self, source: Path, target: Path) -> None:
         """rename(2)."""
+        source, target = _real(source), _real(target)
         kept = self.journal.keep(target)
         self._call(("rename", str(source), str(target)), lambda: super(FaultyDisk, self).rename(source, target),
                    lambda: self._renamed(source, target, kept))  # fmt: skip
@@ -148,27 +149,32 @@ class FaultyDisk(Disk):
 
     def link(self, source: Path, target: Path) -> None:
         """link(2)."""
+        source, target = _real(source), _real(target)
         self._call(("link", str(source), str(target)), lambda: super(FaultyDisk, self).link(source, target),
                    lambda: self.journal.enter("make", target))  # fmt: skip
 
     def symlink(self, text: str, target: Path) -> None:
         """symlink(2)."""
+        target = _real(target)
         self._call(("symlink", text, str(target)), lambda: super(FaultyDisk, self).symlink(text, target),
                    lambda: self.journal.enter("make", target))  # fmt: skip
 
     def mkdir(self, path: Path) -> None:
         """mkdir(2)."""
+        path = _real(path)
         self._call(("mkdir", str(path), ""), lambda: super(FaultyDisk, self).mkdir(path),
                    lambda: self.journal.enter("make", path))  # fmt: skip
 
     def unlink(self, path: Path) -> None:
         """unlink(2)."""
+        path = _real(path)
         kept = self.journal.keep(path)
         self._call(("unlink", str(path), ""), lambda: super(FaultyDisk, self).unlink(path),
                    lambda: self.journal.enter("unlink", path, None, kept))  # fmt: skip
 
     def rmdir(self, path: Path) -> None:
         """rmdir(2)."""
+        path = _real(path)
         self._call(("rmdir", str(path), ""), lambda: super(FaultyDisk, self).rmdir(path),
                    lambda: self.journal.enter("rmdir", path))  # fmt: skip
 
@@ -204,6 +210,11 @@ class FaultyDisk(Disk):
 
 def _refusal(code: int, path: str) -> OSError:
     return OSError(code, os.strerror(code), path)
+
+
+def _real(path: Path) -> Path:
+    """The name of a path that was given by the descriptor of its folder: the journal outlives the process."""
+    return Path(os.path.realpath(path.parent), path.name) if str(path).startswith("/proc/self/fd/") else path
 
 
 def _name(descriptor: int) -> str:

@@ -34,7 +34,7 @@ def no_file_fsync(disk: FaultyDisk) -> None:
 
 def no_directory_fsync(disk: FaultyDisk) -> None:
     """Names are never made durable."""
-    atomic.fsync_directory = lambda path: None
+    atomic.fsync_directory = lambda path, within=None: None
 
 
 def rename_before_fsync(disk: FaultyDisk) -> None:

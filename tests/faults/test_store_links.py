@@ -153,6 +153,29 @@ def test_a_pointer_that_is_a_link_is_replaced(built: Project, tmp_path: Path) ->
     assert json.loads(pointer.read_text())["artifact"] != json.loads(text)["artifact"]
 
 
+PARTS = ("blobs", "blobs/blake3", "keys", "attestations", "roots", "roots/running", "tmp", "tmp/partial", "locks",
+         "quarantine", "work")  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_store_that_is_a_link_is_nobodys_place_to_write_or_delete_in(
+    built: Project, tmp_path: Path, part: str
+) -> None:
+    """git may bring a store with its links; what they lead to is a person's."""
+    folder, outside = built.store / part, tmp_path / "outside"
+    folder.mkdir(exist_ok=True)
+    shutil.move(folder, outside)
+    (outside / "mine.json").write_text("mine")
+    link(folder, outside)
+    before = contents(outside)
+    for command in ("build plant --force", "gc --grace 0"):
+        said = built.run(*command.split(), code=1).stderr
+        assert "a folder of the store is a symbolic link" in said
+        assert f"where     {folder}\n" in said
+    assert contents(outside) == before
+    assert "symbolic link" in built.outcome("doctor").stdout
+
+
 def test_a_store_that_is_a_link_as_a_whole_is_the_owners_choice(built: Project, tmp_path: Path) -> None:
     shutil.move(built.store, tmp_path / "large-disk")
     link(built.store, tmp_path / "large-disk")

@@ -174,7 +174,7 @@ def open_store(project: Project) -> Store:
 
 
 def pointers(project: Project) -> Pointers:
-    return Pointers(project.root / "weights" / "tiny" / "refs")
+    return Pointers(project.root / "weights" / "tiny" / "refs", project.root)
 
 
 def forge(project: Project, ref: StageRef, change: Callable[[Store, Manifest], Manifest]) -> Manifest:

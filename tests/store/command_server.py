@@ -83,7 +83,8 @@ def serve() -> None:
             vpstore.stale.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
                 PIPE=apart.PIPE, DEVNULL=apart.DEVNULL, run=forked
             )
-        main(arguments)
+        sys.argv = ["vpstore", *arguments]
+        main()  # supervised, as a person's command is
 
     answer(command)
 

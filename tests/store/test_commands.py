@@ -112,10 +112,10 @@ def test_reports_lie_where_git_sees_them_and_follow_the_artifact(built: Project)
     folder = built.root / "reports" / "tiny" / "plant-bloom"
     assert json.loads((folder / "metrics.json").read_text()) == {"step": 2}
     before = (folder / "metrics.json").stat().st_mtime_ns
-    (folder / "old.json").write_text("{}")
+    (folder / "mine.json").write_text("{}")
     built.run("build", "plant")
     assert (folder / "metrics.json").stat().st_mtime_ns == before
-    assert not (folder / "old.json").exists()
+    assert (folder / "mine.json").read_text() == "{}"
     (folder / "metrics.json").write_text("edited")
     built.run("build", "plant")
     assert json.loads((folder / "metrics.json").read_text()) == {"step": 2}

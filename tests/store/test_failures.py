@@ -180,7 +180,7 @@ def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
     built.run("resolve", "plant@sprout")  # this copy of a checkout makes itself and the parent's view known
     edit(built, "configs/plant.toml", "step = 2", "step = 6")
     trace = tmp_path / "trace"
-    calls = "trace=fsync,rename,renameat,renameat2"
+    calls = "trace=fsync,openat,rename,renameat,renameat2"
     subprocess.run(
         ["strace", "-f", "-y", "-e", calls, "-o", str(trace), *built.command("build", "plant")],
         cwd=built.root,
@@ -208,11 +208,19 @@ def test_the_order_of_writes(built: Project, tmp_path: Path) -> None:
 
 def events_of(trace: str) -> list[tuple[str, str, str]]:
     found = []
+    places: dict[str, str] = {}  # of folders that are held open
+
+    def real(path: str) -> str:
+        held, _, name = path.rpartition("/")
+        return f"{places[held]}/{name}" if held in places else path
+
     for line in trace.splitlines():
-        if match := re.search(r"fsync\(\d+<([^>]+)>\)\s+= 0", line):
+        if match := re.search(r"openat\(.*O_DIRECTORY.* = (\d+)<([^>]+)>", line):
+            places[f"/proc/self/fd/{match[1]}"] = match[2]
+        elif match := re.search(r"fsync\(\d+<([^>]+)>\)\s+= 0", line):
             found.append(("fsync", match[1], ""))
         elif match := re.search(r'rename(?:at2?)?\((?:[^"]*)"([^"]+)", (?:[^"]*)"([^"]+)".*= 0', line):
-            found.append(("rename", match[1], match[2]))
+            found.append(("rename", real(match[1]), real(match[2])))
     return found
 
 

@@ -54,6 +54,9 @@ class PipelineText:
 def build(*refs: str, work: Workspace | None = None, force: bool = False) -> list[Built]:
     """Build stages in the order given.
 
+    The recipe runs in the caller's process: one that ends it by `os._exit` or C's `exit` ends the caller, with its
+    code. The command `vpstore build` makes a failure of that.
+
     Args:    refs: an object alone means its default stage, or all its stages if objects.toml says `build_all`.
     Raises:  NoSuchRef, RecipeRefused, GateMissed, Interrupted.
     """
@@ -136,5 +139,5 @@ def pipeline(*, profile: str | None = None, write: bool = False, is_dry_run: boo
         return PipelineText(text, path, not path.is_file() or path.read_bytes() != data)
     if not write:
         return PipelineText(text, path, None)
-    with atomic.disk_errors(path, "writing dvc.yaml"):
-        return PipelineText(text, path, atomic.write_if_different(path, data))
+    with atomic.disk_errors(path, "writing dvc.yaml"), found.opened_file(path) as place:
+        return PipelineText(text, path, atomic.write_if_different(place, data))

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -23,12 +23,15 @@ from vpstore import __version__
 from vpstore.cli.exit_codes import epilog
 from vpstore.cli.overview import Root
 from vpstore.cli.printing import error_document, print_json
-from vpstore.errors import Interrupted, NoStore, OutputClosed, UsageError, VpstoreError
+from vpstore.cli.supervised import supervise
+from vpstore.errors import Interrupted, NoStore, OutputClosed, RecipeRefused, UsageError, VpstoreError
 from vpstore.storage import observing
 
 if TYPE_CHECKING:
     from vpstore.workspace import Workspace
 
+
+_COMPLETING: Final = "_VPSTORE_COMPLETE"  # set by the shell's completion, which click answers and leaves by itself
 
 observing.begin()
 
@@ -93,8 +96,34 @@ def complete_ref(context: click.Context, parameter: click.Parameter, incomplete:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and leave with its exit code."""
+    """Run one command and leave with its exit code.
+
+    Args:    arguments: None: those of this program, which then runs supervised, so that it cannot end with 0 before it
+             is done; a caller that gives them has the command run in its own process.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None or os.environ.get(_COMPLETING):
+        sys.exit(_run(given))
+    try:
+        sys.exit(supervise(lambda: _run(given), ended=lambda found: _report(_ended(given, found), given)))
+    except VpstoreError as error:
+        sys.exit(_report(error, given))
+
+
+def _ended(given: Sequence[str], found: str) -> RecipeRefused:
+    """The error of a command whose process was ended from within, past everything that Python does at an end."""
+    return RecipeRefused(
+        "the process ended in the middle of the command",
+        where=" ".join(["vpstore", *given]),
+        expected="a result, or an exception that says why there is none",
+        found=found,
+        next_step="look for os._exit, and for C's exit, in the recipe or runner and in what they call; "
+        "what was being built is not published, and its pointer is as it was",
+    )
+
+
+def _run(given: list[str]) -> int:
+    """Run one command; its exit code."""
     try:
         code = cli.main(given, prog_name="vpstore", standalone_mode=False)
         sys.stdout.flush()
@@ -107,6 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _report(Interrupted("interrupted"), given)
     except KeyboardInterrupt:
         code = _report(Interrupted("interrupted"), given)
+    except SystemExit as leaving:  # no command of ours leaves so: a handler of a signal that a recipe has put in place
+        if os.environ.get(_COMPLETING):
+            raise
+        code = _report(_ended(given, f"SystemExit({leaving.code!r})"), given)
     except click.exceptions.NoArgsIsHelpError as error:  # `vpstore` alone: what is there to be had
         click.echo(error.format_message(), err=True)
         code = error.exit_code
@@ -124,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             what = f"the output cannot be written: {os.strerror(error.errno or 0)}"
             refused = VpstoreError(what, where="standard output", next_step="send it where there is room")
         code = _report(refused, given)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _report(error: VpstoreError, given: Sequence[str]) -> int:

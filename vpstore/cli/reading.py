@@ -134,7 +134,7 @@ def verify(refs: tuple[str, ...], *, everything: bool, full: bool, as_json: bool
         leave(FaultsFound.exit_code)
 
 
-@command("doctor", example="vpstore doctor")
+@command("doctor", example="vpstore doctor", codes=(20,))
 def doctor(*, profile: str | None, as_json: bool) -> None:
     """Check that everything is here that the other commands need, and say what to do if not."""
     from vpstore.api import reading as api

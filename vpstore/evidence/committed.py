@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 from vpstore.checkout import Checkout, CheckoutConfig
 from vpstore.errors import UsageError, VpstoreError
+from vpstore.repository import git_environment
 from vpstore.schema.lockfile import Lockfile
-from vpstore.surroundings import git_environment
 
 CONFIG_FILE: Final = "pyproject.toml"
 _TIMEOUT: Final = 30  # seconds

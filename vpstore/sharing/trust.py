@@ -25,7 +25,7 @@ from vpstore.schema.manifest import Manifest
 from vpstore.schema.reproduction import PREDICATE_TYPE as REPRODUCED
 from vpstore.schema.reproduction import Reproduction
 from vpstore.signatures import TrustedKey, load_trusted_keys, signers_of
-from vpstore.storage import atomic
+from vpstore.storage import atomic, beneath
 from vpstore.storage.attestations import ENVELOPE_SUFFIX, SUFFIX
 from vpstore.storage.remotes.base import Remote, attestations_prefix
 from vpstore.storage.store import Store
@@ -149,7 +149,7 @@ def store_word(store: Store, manifest: Manifest, word: Word) -> None:
     """Write what is believed of one artifact that is whole here: its attestations, then its key."""
     folder = store.attestations.folder(manifest.digest)
     for name, data in missing_files(store, manifest, word):
-        atomic.make_plain_directory(folder, store.attestations.root)
+        beneath.make_plain_directory(folder, store.attestations.root)
         atomic.write_file(folder / name.rpartition("/")[2], data, folder=store.blobs.tmp)
     if folder.is_dir():  # also what a process wrote that died before this
         atomic.fsync_up(folder, store.attestations.root)

@@ -25,19 +25,22 @@ from typing import Final
 
 from blake3 import blake3
 
-from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.storage import hashing, system
 from vpstore.storage.modes import READ_ONLY as READ_ONLY
 from vpstore.storage.refusals import disk_errors as disk_errors
 
 CHUNK: Final = 1 << 20  # stays in a core's cache while it is read, hashed and written
+_NO_SECOND_NAMES: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems without links
 _FICLONE: Final = 0x40049409
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where the file system has a way to."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def fsync_directory(path: Path, *, within: int | None = None) -> None:
+    """Make the names in a directory durable, where the file system has a way to.
+
+    Args:    within: the descriptor of a folder that `path` is relative to.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=within)
     try:
         system.disk.fsync(descriptor)
     except OSError as error:
@@ -86,25 +89,6 @@ def fsync_up(folder: Path, top: Path) -> None:
         fsync_directory(folder)
 
 
-def make_plain_directory(path: Path, top: Path) -> None:
-    """As `make_directory`, for a folder inside a store: nothing is written through a link that somebody put there.
-
-    Raises:  VpstoreError: the folder, or one between `top` and it, is a symbolic link.
-    """
-    for folder in (path, *path.parents):
-        if folder == top:
-            break
-        if folder.is_symlink():
-            raise VpstoreError(
-                "a folder of the store is a symbolic link",
-                where=str(folder),
-                expected="a folder",
-                found=f"a link to {os.readlink(folder)}",
-                next_step="find out who made it, then remove it",
-            )
-    make_directory(path)
-
-
 def rename(source: Path, target: Path) -> None:
     """Give a durable file its final name, replacing what was there, and make the name durable."""
     system.disk.rename(source, target)
@@ -133,6 +117,17 @@ def remove(path: Path) -> None:
     """Remove a file if it is there."""
     with suppress(FileNotFoundError):
         system.disk.unlink(path)
+
+
+def remove_if_empty(folder: Path) -> bool:
+    """Remove a folder in which nothing is left; whether it is gone."""
+    try:
+        system.disk.rmdir(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def remove_tree(path: Path) -> None:
@@ -252,8 +247,13 @@ def write_once(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     with TemporaryFile(target.parent) as out:
         out.write(data)
         out.settle(mode=mode)
-        with suppress(FileExistsError):
+        try:
             system.disk.link(out.path, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, *_NO_SECOND_NAMES):
+                raise
+            if not os.path.lexists(target):
+                system.disk.rename(out.path, target)
         fsync_directory(target.parent)
 
 

@@ -20,7 +20,7 @@ from vpstore.schema.canonical import parse_canonical
 from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.dsse import Envelope
 from vpstore.schema.reproduction import PREDICATE_TYPE, Reproduction
-from vpstore.storage import atomic
+from vpstore.storage import atomic, beneath
 from vpstore.storage.refusals import read_plain
 
 SUFFIX = ".json"
@@ -44,7 +44,7 @@ class Attestations:
         digest = Digest.of(data)
         target = self.folder(statement.artifact) / (digest.hex + SUFFIX)
         if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
-            atomic.make_plain_directory(target.parent, self.root)
+            beneath.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
         return digest
@@ -60,7 +60,7 @@ class Attestations:
         """
         target, data = self.envelope_path(artifact, envelope), envelope.encode()
         if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
-            atomic.make_plain_directory(target.parent, self.root)
+            beneath.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
         return target

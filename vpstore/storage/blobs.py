@@ -23,7 +23,7 @@ from typing import BinaryIO
 from vpstore.errors import BlobMissing, BlobUnreadable, DigestMismatch
 from vpstore.schema.canonical import MAX_BYTES
 from vpstore.schema.digest import Digest, is_hex
-from vpstore.storage import atomic, modes, partial
+from vpstore.storage import atomic, beneath, modes, partial
 from vpstore.storage.blob_errors import missing, odd, refused
 from vpstore.storage.stamps import Stamps, Stat
 
@@ -260,7 +260,7 @@ class Blobs:
 
     def _place(self, source: Path, digest: Digest) -> None:
         target = self.path(digest)
-        atomic.make_plain_directory(target.parent, self.root)
+        beneath.make_plain_directory(target.parent, self.root)
         if os.path.lexists(target):
             if self.find(digest):  # another writer was faster
                 atomic.remove(source)

@@ -20,7 +20,7 @@ from vpstore.errors import BadManifest, VpstoreError
 from vpstore.schema.canonical import canonical_bytes, parse_canonical
 from vpstore.schema.digest import Digest, is_hex
 from vpstore.schema.fields import Fields
-from vpstore.storage import atomic
+from vpstore.storage import atomic, beneath
 from vpstore.storage.refusals import read_plain
 
 FORMAT: Final = 1
@@ -42,7 +42,7 @@ class Keys:
         target = self.folder(key) / artifact.hex
         data = canonical_bytes({"format": FORMAT, "key": key, "artifact": artifact})
         if target.is_symlink() or not target.is_file() or target.read_bytes() != data:
-            atomic.make_plain_directory(target.parent, self.root)
+            beneath.make_plain_directory(target.parent, self.root)
             atomic.write_file(target, data, folder=self.tmp)
         atomic.fsync_up(target.parent, self.root)
 

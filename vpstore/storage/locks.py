@@ -1,9 +1,11 @@
 """Locks between processes: who may build a key, who changes the store, who sweeps it.
 
-Place in the path: under `Store` and `Roots`. One empty file a lock in `locks/`; the kernel holds the lock and frees it
-when the process ends, however it ends, so that nobody has to judge whether a lock is stale.
+Place in the path: under `Store` and `Roots`, in the store's `locks/`; and in a checkout's folder of weights, under who
+makes views or changes vpstore.lock. One empty file a lock; the kernel holds it and frees it when the process ends,
+however it ends, so that nobody has to judge whether a lock is stale.
 Invariants: a lock file is never removed (whoever removed one could split its waiters into two groups); another user's
-file serves as well; order, where several are held: a key, then the store, then one artifact or root.
+file serves as well; order, where several are held: a key, then the store, then one of a checkout's (the
+agreement; the views or the pointers of a profile), then one artifact or root.
 
 Example:
     with locks.exclusive(key.hex, waiting=say): ...

@@ -5,7 +5,7 @@ Invariants: a pointer is whole or absent; its file name, object and stage agree;
 touch the file, so that nothing downstream looks changed.
 
 Example:
-    Pointers(checkout.refs).read(StageRef("vpMoE", "smoke")).artifact
+    checkout.pointers.read(StageRef("vpMoE", "smoke")).artifact
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vpstore.errors import BadManifest
+from vpstore.errors import BadManifest, VpstoreError
 from vpstore.schema.canonical import parse_strict, readable_bytes
 from vpstore.schema.digest import Digest
 from vpstore.schema.fields import Fields
 from vpstore.schema.ref import StageRef, check_name
-from vpstore.storage import atomic
+from vpstore.storage import atomic, beneath
 
 FORMAT: Final = 1
 
@@ -64,6 +64,7 @@ class Pointers:
     """The pointers of one profile of one checkout."""
 
     root: Path  # weights/<profile>/refs
+    top: Path  # the folder that no way to a pointer leaves
 
     def path(self, ref: StageRef) -> Path:
         """Where the pointer of `ref` lies."""
@@ -95,11 +96,26 @@ class Pointers:
         """Write a pointer unless it already says so.
 
         Returns: whether the file changed.
+        Raises:  VpstoreError: the folder is not the checkout's own, see `beneath`.
         """
-        changed = atomic.write_if_different(self.path(pointer.ref), pointer.encode())
+        with beneath.opened(self.top, self.root) as place:
+            changed = atomic.write_if_different(place / self.path(pointer.ref).name, pointer.encode())
         self.settle()
         return changed
 
+    def add(self, pointer: Pointer) -> None:
+        """Write a pointer where there is none; one that another process writes at the same moment stays.
+
+        Raises:  VpstoreError: as `write`; or a link that leads nowhere lies in its place.
+        """
+        path = self.path(pointer.ref)
+        with beneath.opened(self.top, self.root) as place:
+            atomic.write_once(place / path.name, pointer.encode())
+        if not path.exists():
+            next_step = "remove it, or bring back what it leads to; then run the command again"
+            raise VpstoreError("a link lies in the place of a pointer", where=str(path), next_step=next_step)
+        self.settle()
+
     def settle(self) -> None:
         """Make durable every pointer that is there: who wrote it may have died before that."""
-        atomic.fsync_up(self.root, self.root.parents[2])  # weights/<profile>/refs, down from the checkout
+        beneath.settle(self.top, self.root)

@@ -22,7 +22,7 @@ from typing import Final
 from vpstore.errors import NoStore
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
-from vpstore.storage import atomic, modes
+from vpstore.storage import atomic, beneath, modes
 from vpstore.storage.attestations import Attestations
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.keys import Keys
@@ -35,6 +35,7 @@ FORMAT: Final = b"vpstore 1\n"
 ROOT_VARIABLE: Final = "VPSTORE_ROOT"
 _MAKE_ONE: Final = "vpstore build makes one; vpstore pull makes one and fills it with what the lock names"
 _FOLDERS: Final = ("blobs/blake3", "keys", "attestations", "roots", "tmp", "locks", "quarantine", "work")
+_INNER: Final = ("roots/running", "tmp/partial")  # made when they are needed
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Store:
     def open(cls, root: Path, *, stamps: Stamps | None = None) -> Store:
         """Open the store at `root`.
 
-        Raises:  NoStore: nothing there, or a format that this version does not read.
+        Raises:  NoStore: nothing there, or a format that this version does not read; VpstoreError: a folder of it is a
+                 symbolic link, as git may bring one.
         """
         try:
             found = (root / "format").read_bytes()
@@ -70,10 +72,12 @@ class Store:
             )
         for name in _FOLDERS:  # copying tools leave out empty ones
             try:
-                atomic.make_directory(root / name)
+                beneath.make_plain_directory(root / name, root)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # who can only read may need none
                     raise _unusable(root / name, error) from error
+        for name in _INNER:
+            beneath.refuse_links(root / name, root)
         tmp = root / "tmp"
         blobs = Blobs(root / "blobs" / "blake3", tmp, root / "quarantine", stamps or Stamps())
         locks = Locks(root / "locks")
@@ -97,9 +101,9 @@ class Store:
                 )
             try:
                 for name in _FOLDERS:
-                    atomic.make_directory(root / name)
+                    beneath.make_plain_directory(root / name, root)
                     atomic.fsync_up((root / name).parent, root.parent)  # who made it may have died before that
-            except (FileExistsError, NotADirectoryError) as error:
+            except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file, a link to nothing
                 next_step = "move away what lies there, or name another folder in VPSTORE_ROOT"
                 raise NoStore(
                     "a store cannot be made here", where=str(root), found=str(error), next_step=next_step
@@ -147,7 +151,7 @@ class Store:
     def scratch(self, key: Digest) -> Path:
         """The folder in which one key is built; it survives an interruption."""
         folder = self.root / "work" / key.hex
-        atomic.make_plain_directory(folder, self.root)
+        beneath.make_plain_directory(folder, self.root)
         return folder
 
     def drop_scratch(self, key: Digest) -> None:

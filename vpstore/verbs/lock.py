@@ -1,7 +1,8 @@
 """lock: accept what is built as what was agreed, or hold the working tree against the agreement.
 
 Place in the path: the registry's agreed half. The only writer of vpstore.lock.
-Invariants: an entry is written only for an artifact that is whole here; other profiles' entries stay as they are.
+Invariants: an entry is written only for an artifact that is whole here; other profiles' entries stay as they are; the
+file is read, changed and replaced by one process at a time.
 
 Example:
     lock_refs(work, [], is_dry_run=False)
@@ -9,9 +10,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from vpstore.errors import NoSuchRef, VpstoreError
 from vpstore.holdings import lock_name
@@ -19,7 +21,10 @@ from vpstore.preparation import prepare
 from vpstore.schema.lockfile import LockEntry, Lockfile
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic
+from vpstore.storage.locks import Locks
 from vpstore.workspace import Workspace
+
+LOCK: Final = ".agreed"  # in the folder of weights, of all profiles: held by the one who changes vpstore.lock
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,26 @@ def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = F
     Returns: one change a ref, sorted.
     Raises:  NoSuchRef: a named ref has no pointer, or nothing at all is built; BlobMissing, DigestMismatch.
     """
+    with work.changing(), _alone(work, is_dry_run=is_dry_run):
+        return _lock_refs(work, refs, is_dry_run=is_dry_run)
+
+
+@contextmanager
+def _alone(work: Workspace, *, is_dry_run: bool) -> Iterator[None]:
+    """Be the only one who changes the lock of this checkout: it has all profiles' entries, and is replaced whole."""
+    if is_dry_run or not work.checkout.views.exists():  # nothing is built: that is refused, and nothing is made
+        yield
+        return
+    folder = work.checkout.root / work.checkout.config.weights
+    waiting = f"another process changes {work.checkout.config.lock}; waiting"
+    with (
+        work.checkout.opened(folder) as place,
+        Locks(place).exclusive(LOCK, waiting=lambda: work.narrator.warn(waiting)),
+    ):
+        yield
+
+
+def _lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool) -> tuple[LockChange, ...]:
     lock = work.checkout.lock()
     entries = dict(lock.profiles.get(work.checkout.profile, {}))
     before = dict(entries)
@@ -64,11 +89,10 @@ def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = F
     built = [ref for ref in (refs or work.checkout.objects.order) if refs or work.checkout.pointers.path(ref).exists()]
     if not built:
         raise NoSuchRef("nothing is built yet", where=f"profile {work.checkout.profile}", next_step="dvc repro")
-    with work.changing():  # what is found whole stays until the lock itself keeps it
-        for ref in built:
-            entries[ref] = _entry(work, ref)
-        if not is_dry_run:
-            _write(work, lock, entries)
+    for ref in built:  # under `changing`: what is found whole stays until the lock itself keeps it
+        entries[ref] = _entry(work, ref)
+    if not is_dry_run:
+        _write(work, lock, entries)
     touched = sorted((before.keys() - entries.keys()) | set(built), key=str)
     return tuple(LockChange(ref, before.get(ref), entries.get(ref)) for ref in touched)
 
@@ -77,10 +101,11 @@ def _write(work: Workspace, lock: Lockfile, entries: dict[StageRef, LockEntry]) 
     profile = work.checkout.profile
     with atomic.disk_errors(work.store.root, "registering the lock"):
         work.hold({lock_name(profile, ref): entry.artifact for ref, entry in entries.items()})
-    with atomic.disk_errors(work.checkout.lock_path, "writing the lock"):
+    path = work.checkout.lock_path
+    with atomic.disk_errors(path, "writing the lock"), work.checkout.opened_file(path) as place:
         if entries != lock.profiles.get(profile, {}):
-            atomic.write_if_different(work.checkout.lock_path, lock.with_profile(profile, entries).encode())
-        atomic.fsync_directory(work.checkout.lock_path.parent)  # also what a process wrote that died before that
+            atomic.write_if_different(place, lock.with_profile(profile, entries).encode())
+        atomic.fsync_directory(place.parent)  # also what a process wrote that died before that
 
 
 @dataclass(frozen=True)

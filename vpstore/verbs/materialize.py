@@ -4,7 +4,7 @@ Place in the path: resolve -> **view** -> whoever reads checkpoints. A view is n
 the artifact's files, `artifact.json` (the manifest), and beside it a file of its attestations.
 Invariants: never a hard link; reflink where the file system has it, else symbolic link, else copy; a view appears
 whole; whatever lies in its place and was not made here is set aside, not deleted, before a new one takes that place; no
-link is followed out of a view; the store need only be readable.
+link is followed out of a view, nor out of the checkout to the place of one; the store need only be readable.
 
 Example:
     path = materialize(work, manifest)
@@ -47,29 +47,47 @@ def materialize(work: Workspace, manifest: Manifest) -> Path:
     view = view_path(work, manifest)
     with work.changing(), atomic.disk_errors(view, "making a view"):
         _register(work, manifest, view)
-        if view_faults(work, manifest):
-            atomic.make_directory(view.parent)
-            # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
-            with Locks(view.parent).exclusive(LOCK):
-                if view_faults(work, manifest):  # else another process has mended it meanwhile
-                    _replace(work, manifest, view)
-        _write_attestations(work, manifest, view.with_name(view.name + ATTESTATIONS_SUFFIX))
+        with work.checkout.opened(view.parent) as place:
+            _settle(work, manifest, place / view.name)
     return view
 
 
-def _write_attestations(work: Workspace, manifest: Manifest, path: Path) -> None:
-    """Write one line an attestation; what is there and is no list of the artifact's attestations is kept aside.
+def _settle(work: Workspace, manifest: Manifest, view: Path) -> None:
+    """Let a view and the list beside it be as they should.
+
+    Args:    view: in its folder held open, as all paths below.
+    """
+    beside = view.with_name(view.name + ATTESTATIONS_SUFFIX)
+    if not _faults(work, manifest, view) and _attested(work, manifest, beside) is None:
+        return
+    # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
+    with Locks(view.parent).exclusive(LOCK):
+        if _faults(work, manifest, view):  # else another process has mended it meanwhile
+            _replace(work, manifest, view)
+        lines = _attested(work, manifest, beside)  # by now
+        if lines is not None:
+            _write_attestations(work, manifest, beside, lines)
+
+
+def _attested(work: Workspace, manifest: Manifest, path: Path) -> bytes | None:
+    """What the list beside a view should say, one line an attestation; None if it says so.
 
     A list of a store that has them no more stays as it is: it may be the last copy.
     """
-    lines = [statement.encode() for statement in work.store.attestations.of(manifest.digest)]
+    lines = b"".join(statement.encode() + b"\n" for statement in work.store.attestations.of(manifest.digest))
+    if not os.path.lexists(path) or not _tells_of(path, manifest.digest):
+        return lines
+    return lines if lines and path.read_bytes() != lines else None
+
+
+def _write_attestations(work: Workspace, manifest: Manifest, path: Path, lines: bytes) -> None:
+    """Write the list; what is there and is no list of the artifact's attestations is kept aside."""
     if os.path.lexists(path) and not _tells_of(path, manifest.digest):
         aside = _aside(path)
         atomic.rename(path, aside)
-        names = [work.checkout.relative(name) for name in (path, aside)]
-        work.narrator.warn(f"{names[0]} was no list of attestations; kept as {names[1]}")
-    if lines or not os.path.lexists(path):
-        atomic.write_if_different(path, b"".join(line + b"\n" for line in lines))
+        shown, kept = (work.checkout.relative(work.checkout.views / name.name) for name in (path, aside))
+        work.narrator.warn(f"{shown} was no list of attestations; kept as {kept}")
+    atomic.write_if_different(path, lines)
 
 
 def _tells_of(path: Path, artifact: Digest) -> bool:
@@ -104,7 +122,10 @@ def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> l
     Args:    full: read files that are not links, whatever the stamps say.
     Returns: only "", for the view itself, if something else than a folder lies there; a link is not followed.
     """
-    view = view_path(work, manifest)
+    return _faults(work, manifest, view_path(work, manifest), full=full)
+
+
+def _faults(work: Workspace, manifest: Manifest, view: Path, *, full: bool = False) -> list[str]:
     expected = _expected(manifest)
     if _is_no_folder(view):
         return [""]
@@ -205,15 +226,16 @@ def _show(work: Workspace, path: Path, digest: Digest) -> None:
 def _set_aside(work: Workspace, manifest: Manifest, view: Path) -> None:
     """Keep what a person may have put into a view or in its place; drop what only lacks files or has broken links."""
     expected, aside = _expected(manifest), _aside(view)
-    present = [path for path in view_faults(work, manifest) if os.path.lexists(view / path)]  # as it is by now
+    present = [path for path in _faults(work, manifest, view) if os.path.lexists(view / path)]  # as it is by now
     somebodys = [path for path in present if not _is_own_link(work, view / path, expected.get(path))]
     atomic.rename(view, aside)
     if not somebodys:
         atomic.remove_tree(aside)
         return
-    kept = f"is kept as {work.checkout.relative(aside)}"
+    shown, kept = (work.checkout.relative(work.checkout.views / path.name) for path in (view, aside))
+    kept = f"is kept as {kept}"
     if somebodys == [""]:
-        work.narrator.warn(f"{work.checkout.relative(view)} was no view, and what lay there {kept}")
+        work.narrator.warn(f"{shown} was no view, and what lay there {kept}")
     else:
         work.narrator.warn(f"a view was changed and {kept}: {', '.join(somebodys[:5])}")
 

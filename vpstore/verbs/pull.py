@@ -6,8 +6,8 @@ manifests, attestations and keys follow in the order of a publication, parents b
 Invariants: an artifact comes in only if somebody is believed who names it: the lock, a trusted key's signature, a
 person who typed all its digits, or this store, which has its manifest; claims and attestations only on the word of the
 lock or a signature (vpstore.sharing.trust); a damaged blob that is in the way is reported and left to `repair`; what is
-whole comes in though an ancestor of it cannot be had, which is said; a pointer is written only where there is none,
-only to what the lock names, and only if the whole lineage is here.
+whole comes in though an ancestor of it cannot be had, which is said; a pointer is only written where there is none, to
+what the lock names, and if the whole lineage is here.
 
 Example:
     report = pull(work, agreed(work, None), remote, workers=8)
@@ -249,7 +249,7 @@ def _point(task: _Task, complete: Collection[Digest], rooted: Collection[Digest]
         with work.changing(), atomic.disk_errors(work.checkout.views, "writing the pointer"):
             work.hold(held)
             if is_due and row.entry is not None:
-                work.checkout.pointers.write(Pointer(row.ref, row.artifact, row.entry.key))
+                work.checkout.pointers.add(Pointer(row.ref, row.artifact, row.entry.key))
             elif pointer is not None:
                 work.checkout.pointers.settle()
         if pointer is not None and pointer.artifact != row.artifact:

@@ -9,6 +9,7 @@ Example: `vpstore build vpDense@expand` calls prepare(), then, if no build of th
 from __future__ import annotations
 
 import ast
+import ctypes
 import json
 import platform
 import sys
@@ -80,12 +81,14 @@ def param_keys(checkout: Checkout, object: str, stage: str) -> dict[str, list[st
 
 
 def environment(prepared: Prepared) -> dict[str, str]:
-    """What may change bytes but is in no key: Python, the packages that the closure imports, the device kind."""
+    """What may change bytes but is in no key: Python, the packages that the closure imports, the kind of device."""
     files = closure(_ROOT, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)
+    device = runtime.device()
+    kinds = gpu_kinds() if device == "cuda" else []
     # A patch release of Python changes no arithmetic; which one it was stands in the attestation's builder.
     found = {
         "python": ".".join(platform.python_version_tuple()[:2]),
-        "device": f"{runtime.device()} {platform.machine()}",
+        "device": " ".join([device, platform.machine(), *kinds]),
     }
     for name in sorted({name for file in files for name in _imported(_ROOT / file.path)}):
         try:
@@ -93,6 +96,27 @@ def environment(prepared: Prepared) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def gpu_kinds() -> list[str]:
+    """The kinds of GPU that are here, each once, by the driver's own library: equal bits are promised for one kind.
+
+    Not by torch, which must not be imported before its numerics are fixed. Without the library nothing is named.
+    """
+    name = ctypes.create_string_buffer(96)
+    count, handle = ctypes.c_uint(), ctypes.c_void_p()
+    found = set()
+    try:
+        driver = ctypes.CDLL("libnvidia-ml.so.1")
+        if driver.nvmlInit_v2() or driver.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return []
+        for number in range(count.value):
+            if not driver.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle)):
+                driver.nvmlDeviceGetName(handle, name, len(name))
+                found.add(name.value.decode(errors="replace"))
+    except (OSError, AttributeError):
+        return []
+    return sorted(found)
 
 
 def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: Progress) -> Staged:

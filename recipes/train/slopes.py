@@ -58,7 +58,7 @@ def _slopes(scores, labels, weights, bits, stride, vocab, valid, BLOCK: tl.const
         higher = tl.maximum(top, tl.max(score, axis=0))
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(score - higher), axis=0)
         top = higher
-    mass = top + tl.log2(total)
+    mass = top + tl.log(total) * 1.4426950408889634
     tl.store(bits + row, mass - at_label)
     for start in range(0, vocab, BLOCK):
         ids = start + tl.arange(0, BLOCK)

@@ -33,6 +33,7 @@ from recipes.tensors import TORCH_DTYPES
 from recipes.train.gates import Figures, Probe, judge, measure, training_gates
 from recipes.train.loop import Phase, Scratch, Trainer
 from recipes.train.state import Identity
+from vpstore.errors import RecipeRefused
 
 STATES = "training"  # folder of the saved states in the scratch folder
 
@@ -46,6 +47,7 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     config = parse_student_config(parent.json("config.json"))
     files = student_files(config, context.inputs["tokenizer"])
     model = load_student(parent.tensors(), config, device=runtime.device())
+    require_finite(model, where=f"parent {parent.ref}")
     tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
     probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk)
     scratch = Scratch(context.scratch / STATES, Identity.of(context))
@@ -59,6 +61,24 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     report = _report(trainer, after, gates)
     refuse_missed(report.gates, where=f"the result of training {parent.ref}")
     return RunResult(tensors, files, report)
+
+
+@torch.no_grad()
+def require_finite(model: Student, *, where: str) -> None:
+    """Refuse weights that no training could mend.
+
+    Raises:  RecipeRefused: naming the tensors that hold NaN or infinity.
+    """
+    faults = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if faults:
+        raise RecipeRefused(
+            "weights are not finite",
+            where=where,
+            expected="numbers in every tensor",
+            found=f"NaN or infinity in {', '.join(faults[:4])}"
+            + (f" and {len(faults) - 4} more" if faults[4:] else ""),
+            next_step="vpstore diff it with its own parent, to see where they came in; build it again",
+        )
 
 
 @torch.no_grad()

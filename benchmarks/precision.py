@@ -27,7 +27,7 @@ runtime.fix_numerics(2)  # before torch is imported
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.train import training_params  # noqa: E402
+from benchmarks.train_sides import training_params  # noqa: E402
 from recipes.data.batches import AlignedDataset  # noqa: E402
 from recipes.data.megatron_dataset import IndexedDatasetWriter  # noqa: E402
 from recipes.model.config import StudentConfig  # noqa: E402

@@ -72,6 +72,8 @@ class _WeightedLoss(Function):
             nll_N[part] = slopes_in_place(scores_CV, labels_N[part], weight_N[part].float(), valid_vocab)
             torch.mm(scores_CV, head, out=d_hidden_NH[part])
             d_head_VH = _added(d_head_VH, scores_CV.T, hidden[part])
+        if d_head_VH is None:  # no label counts
+            d_head_VH = torch.zeros_like(head_VH, dtype=torch.float32)
         ctx.save_for_backward(d_hidden_NH, d_head_VH)
         ctx.head_dtype = head_VH.dtype
         ctx.mark_non_differentiable(nll_N)

@@ -118,7 +118,7 @@ def _too_little(params: TrainingParams, expected: str, found: str) -> RecipeRefu
         steps.append('set train.precision = "bfloat16"')
     return RecipeRefused(
         "the card has too little memory for a step",
-        where=torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda",
+        where="the GPU that VPSTORE_DEVICE asks for",
         expected=expected,
         found=found,
         next_step=f"{', or '.join(steps)}; the state that was saved last is kept",

@@ -65,6 +65,15 @@ def test_narrow_hidden_states_get_narrow_gradients_and_the_head_wide_ones() -> N
         assert 0 < (ours.float() - theirs).norm() / theirs.norm() < 0.02
 
 
+def test_a_micro_batch_without_a_label_that_counts_costs_nothing_and_moves_nothing() -> None:
+    hidden, head, labels, weight = drawn(1)
+    none = slice(0, 0)
+    loss, nll = weighted_losses(hidden[none], head, labels[none], weight[none], valid_vocab=VALID)
+    assert loss.item() == 0
+    assert len(nll) == 0
+    assert not any(one.any() for one in torch.autograd.grad(loss, (hidden, head)))
+
+
 def test_tables_that_do_not_fit_are_refused() -> None:
     hidden, head, labels, weight = drawn(4)
     with pytest.raises(ShapeMismatch):

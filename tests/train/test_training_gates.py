@@ -90,14 +90,35 @@ def test_a_healthy_run_passes_and_reports(shop: Workshop) -> None:
     assert names == {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens.json"}
 
 
-def test_nan_weights_miss(damaged: Workshop) -> None:
+def test_a_parent_with_a_nan_is_refused_before_the_first_step(damaged: Workshop) -> None:
     weights = pico_weights(pico_moe())
     weights["model.norm.weight"][3] = math.nan
     replace_parent(damaged, weights)
+    with pytest.raises(RecipeRefused, match="not finite"):
+        heal.run(damaged.context(params()))
+    assert not (damaged.root / "scratch" / "training").exists()
+
+
+def test_weights_that_overflow_miss(damaged: Workshop) -> None:
+    weights = pico_weights(pico_moe())
+    weights["model.norm.weight"][3] = 3e38  # finite; its products are not
+    replace_parent(damaged, weights)
     found = missed(damaged, params())
     assert "steps_not_finite = 1" in found
-    assert "weights_finite = 0" in found
     assert "held_out_improvement = nan" in found
+
+
+@pytest.mark.parametrize(("is_finite", "verdict"), [(True, "passed"), (False, "missed")])
+def test_a_result_that_is_not_finite_misses(is_finite: bool, verdict: str) -> None:
+    figures: dict[str, Any] = {
+        "is_finite": is_finite,
+        "held_out": {"nats_per_token": 1.0},
+        "numeric": {"accuracy": 1.0, "nats_per_token": 1.0, "copy_gain": 1.0},
+        "harmony": {},
+        "router": [],
+    }
+    verdicts = {gate.name: gate.verdict for gate in judge(figures, figures, params().gates)}
+    assert verdicts["weights_finite"] == verdict
 
 
 def test_a_collapsed_router_misses(damaged: Workshop) -> None:

@@ -1,10 +1,10 @@
 """Does bfloat16 train as well as float32? The same start and data, 100 steps each, and two controls that must differ.
 
 Place: beside `train`, which times the loop. The data asks for what the window must get exactly right: each row
-repeats 127 random ids, so from the 128th token on the answer lies at distance 127, the last one that a window of 128
-shows. A prelude teaches the task; its weights are where every branch begins. A branch without the softmax offset, or
-with a window of 127, is a model that errs where a careless kernel would: if those do not fall outside of the
-tolerance, the comparison shows nothing.
+repeats 128 random ids, so the token after the 128th and every later one is what stands 127 places before the token
+that predicts it, the last one that a window of 128 shows. A prelude teaches the task; its weights are where every
+branch begins. A branch without the softmax offset, or with a window of 127, is a model that errs where a careless
+kernel would: if those do not fall outside of the tolerance, the comparison shows nothing.
 
 Use: python -m benchmarks.precision [--cases tiny full] [--output FILE]      VPSTORE_DEVICE=cuda for `full`
 """
@@ -35,8 +35,8 @@ from recipes.model.transformer import Student  # noqa: E402
 from recipes.train.loop import Phase, Scratch, Trainer  # noqa: E402
 from recipes.train.state import Identity  # noqa: E402
 
-PERIOD: Final = 127
-IDS: Final = 256
+PERIOD: Final = 128
+IDS: Final = 64
 BRANCH_STEPS: Final = 100
 LAST: Final = 20
 TOLERANCE_NATS: Final = 0.01
@@ -59,13 +59,13 @@ def _real(hidden: int, layers: int, ffn: int) -> StudentConfig:
 
 
 CASES: Final = {
-    "tiny": Case(_real(64, 4, 32), 512, 4, 600, 0.02),
+    "tiny": Case(_real(64, 4, 32), 512, 2, 200, 0.02),
     "full": Case(_real(1024, 28, 512), 2048, 2, 200, 0.01),
 }
 
 
 def write_echoes(folder: Path, *, tokens: int, rows: int) -> None:
-    """A data set of rows that repeat their first 127 ids; only what can be known counts."""
+    """A data set of rows that repeat their first 128 ids; only what can be known counts."""
     generator = np.random.default_rng(7)
     (folder / "train").mkdir(parents=True)
     arrays = {"tokens": np.int32, "lossmask": np.uint8, "span": np.uint8}

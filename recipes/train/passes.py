@@ -20,6 +20,7 @@ Source:  https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ class Passes:
             self._seen, self._captured = kind, None
             for weight in self.model.parameters():  # what is trained no more has no gradient, not one of zero
                 weight.grad = weight.grad if weight.requires_grad else None
-            return _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
+            found = _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
+            return found._replace(routing=_without_gradient(found.routing))
         if self._captured is None:
             self._captured = _Captured(self.model, sent.ids_BT, state, self.numerics)
         return self._captured(sent.ids_BT, state)
@@ -83,6 +85,11 @@ def _found(hidden_BTH: Tensor, state: Stream) -> Found:
     if not state.routing:
         return Found(hidden_BTH, torch.zeros((), device=hidden_BTH.device), {})
     return Found(hidden_BTH, balance_loss(state.routing), state.routing)
+
+
+def _without_gradient(routing: Mapping[int, Routing]) -> Mapping[int, Routing]:
+    """The same figures; who keeps them does not keep the pass that they come from."""
+    return {number: Routing(*(x.detach() for x in one)) for number, one in routing.items()}
 
 
 def _inputs(ids_BT: Tensor, state: Stream) -> list[Tensor]:
@@ -103,6 +110,8 @@ class _Captured:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         ids, positions_BT, run_BT, kept_BT = self._inputs
         own = Stream(positions_BT, run_BT, kept_BT, collect=True)
+        # Of the pass that ran as it stands nothing may be left: what adds up its gradients belongs to another stream.
+        gc.collect()
         with torch.cuda.graph(self._forward):
             found = _found(model.hidden_of(ids, own, numerics), own)
             layers = list(found.routing.values())

@@ -128,6 +128,7 @@ def ours(case: Case, folder: Path, *, rows: int, steps: int) -> tuple[Callable[[
     identity = Identity({}, params.model_dump(mode="json"))
     trainer = Trainer(model, params, AlignedDataset(folder, "train"), Scratch(folder / "state", identity))
     model.train()
+    model.recompute = case.recompute  # as `Trainer.run` sets it
     batches = trainer.batches()
 
     def step() -> None:

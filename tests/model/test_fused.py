@@ -185,3 +185,30 @@ def test_fused_passes_in_bfloat16_are_near_and_give_the_same_bits_twice(name: st
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     by_tiles = gradients(student, ids, documents, Numerics(torch.bfloat16))
     assert apart(first[0], by_tiles[0]) < 0.1
+    for one, tiles in zip(first[1:], by_tiles[1:], strict=True):
+        assert apart(one, tiles) < 0.3  # both are rounded; a wrong gradient is apart by more than its own length
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(("heads", "rank"), [(8, 4), (2, 2)])
+def test_the_kernel_of_the_factors_agrees_with_float64(heads: int, rank: int, is_compiled: bool) -> None:
+    width = heads * rank + rank * 128
+    fused = drawn(3, 70, width + 40, seed=1).cuda().bfloat16()[..., :width].requires_grad_()  # rows with a gap
+    bias, slope = drawn(heads, 128, seed=2).cuda().requires_grad_(), drawn(3, 70, heads, 128, seed=3).cuda()
+
+    def out(x: Tensor) -> Tensor:
+        a, b = torch.split(x, [heads * rank, rank * 128], dim=-1)
+        return composed(a, b, bias, rank=rank)
+
+    call = torch.compile(out, dynamic=False, fullgraph=True) if is_compiled else out
+    found = call(fused)
+    exact = fused.detach().double().requires_grad_()
+    a, b = torch.split(exact, [heads * rank, rank * 128], dim=-1)
+    expected = compose(a, b, rank=rank) + bias.double()
+    assert apart(found.double(), expected) < 0.01
+    ours = torch.autograd.grad(found, (fused, bias), slope.bfloat16())
+    theirs = torch.autograd.grad(expected, (exact, bias), slope.bfloat16().double())
+    for one, other in zip(ours, theirs, strict=True):
+        assert apart(one.double(), other.double()) < 0.01

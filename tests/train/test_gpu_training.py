@@ -15,6 +15,8 @@ from recipes.model.config import StudentConfig
 from recipes.model.transformer import Student
 from recipes.params.heal import Params
 from recipes.train.loop import Phase, Scratch, Trainer
+from recipes.train.micro_batch import MicroBatch
+from recipes.train.passes import Found, Passes
 from recipes.train.state import Identity
 from vpstore.errors import RecipeRefused
 
@@ -75,6 +77,38 @@ def test_a_killed_run_goes_on_with_the_same_bits(name: str, data: Path, tmp_path
     assert again.resume()
     assert again.step < 6
     assert same(run(again), whole)
+
+
+class Uncaptured(Passes):
+    """Every pass as it stands."""
+
+    def __call__(self, sent: MicroBatch) -> Found:
+        self._seen = None
+        return super().__call__(sent)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_captured_passes_give_the_bits_of_uncaptured_ones(
+    name: str, recompute: bool, data: Path, tmp_path: Path
+) -> None:
+    captured, plain = (
+        trainer(data, tmp_path / kind, MODELS[name], recompute=recompute) for kind in ("captured", "plain")
+    )
+    plain.passes = Uncaptured(plain.model, plain.numerics)
+    assert same(run(captured), run(plain))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recomputed_activations_give_the_same_bits(name: str, data: Path, tmp_path: Path) -> None:
+    kept, again = (trainer(data, tmp_path / str(flag), MODELS[name], recompute=flag) for flag in (False, True))
+    assert same(run(kept), run(again))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_trains_there_too(name: str, data: Path, tmp_path: Path) -> None:
+    done = run(trainer(data, tmp_path, MODELS[name], precision="float32"))
+    assert done.rows[-1]["loss"] < done.rows[0]["loss"]
 
 
 def test_what_is_not_trained_keeps_its_bits_and_then_moves(data: Path, tmp_path: Path) -> None:

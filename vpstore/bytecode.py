@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from importlib.machinery import (
@@ -35,11 +36,32 @@ def drop_stale_bytecode(root: Path, package: Path) -> None:
 
     Args:    root: of the checkout; package: a folder of it. A link may lead to it, or to its `__pycache__`.
     """
+    folders: set[Path] = set()
     for source in package.rglob("*.py") if package.is_dir() else ():
         compiled = Path(cache_from_source(str(source)))
+        if source.parent not in folders:
+            folders.add(source.parent)
+            _mind_links(root, source.parent, compiled.parent)
         with suppress(OSError):  # absent, or another user's: Python then looks at the times, as ever
             if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
                 _remove(root, compiled, source.parent)
+
+
+def _mind_links(root: Path, folder: Path, cache: Path) -> None:
+    """Let Python keep nothing compiled where a link leads out: it follows links."""
+    for place in (folder, cache):
+        if not place.is_relative_to(root) or not (place == folder or place.is_symlink()):
+            continue
+        try:
+            with beneath.opened(root, place, create=False):
+                pass
+        except (VpstoreError, OSError):
+            # Of this process and of those that it starts; a package's own module is loaded by the folder above.
+            sys.dont_write_bytecode = True
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            _load_from_source(folder)
+            _load_from_source(folder.parent)
+            return
 
 
 def _remove(root: Path, compiled: Path, folder: Path) -> None:

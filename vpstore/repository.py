@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+PROJECT: Final = "pyproject.toml"  # what every checkout has at its root
 _TIMEOUT: Final = 30  # seconds
 # Inside a hook or an alias, git says by these which repository it is about; the question here is about the checkout.
 _ELSEWHERE: Final = frozenset({
@@ -28,15 +29,25 @@ def git_environment() -> dict[str, str]:
 
 
 def has_link(root: Path, path: str) -> bool | None:
-    """Whether git tracks a symbolic link at a path below `root`, so that a clone has it; None if git cannot say."""
-    command = ["git", "--literal-pathspecs", "-c", "core.fsmonitor=false", "-C", str(root)]
+    """Whether git tracks a symbolic link at a path below `root`, so that a clone has it; None if git cannot say.
+
+    A repository around the project that tracks nothing of it cannot: the project came there in another way.
+    """
+    listed = _git(root, "ls-files", "--stage", "-z", "--", path, PROJECT)
+    if listed is None:
+        return None
+    rows = [row.partition(b"\t") for row in listed.split(b"\0")]
+    is_tracked = any(name == PROJECT.encode() for _, _, name in rows)
+    if not is_tracked and _git(root, "rev-parse", "--show-prefix") != b"\n":
+        return None
+    return any(mode.startswith(b"120000 ") for mode, _, name in rows if name != PROJECT.encode())
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """What a command of git says about the repository of a folder; None if it fails."""
+    command = ["git", "--literal-pathspecs", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(
-            [*command, "ls-files", "--stage", "-z", "--", path],
-            check=False, capture_output=True, timeout=_TIMEOUT, env=git_environment(),
-        )  # fmt: skip
+        done = subprocess.run(command, check=False, capture_output=True, timeout=_TIMEOUT, env=git_environment())
     except (OSError, subprocess.SubprocessError):
         return None
-    if done.returncode != 0:
-        return None
-    return any(row.startswith(b"120000 ") for row in done.stdout.split(b"\0"))
+    return done.stdout if done.returncode == 0 else None

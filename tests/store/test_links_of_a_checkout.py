@@ -176,3 +176,45 @@ def test_compiled_modules_outside_are_neither_removed_nor_used(built: Project, t
     os.utime(run, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert key(built) != first
     assert contents(outside) == before
+
+
+@pytest.mark.parametrize("place", ["outside", "git"])
+def test_python_keeps_nothing_compiled_through_a_link(built: Project, tmp_path: Path, place: str) -> None:
+    """It follows links of its own accord; where one leads out, or to git, it is told to keep nothing."""
+    outside = tmp_path / "outside" if place == "outside" else built.root / ".git"
+    outside.mkdir()
+    shutil.rmtree(built.root / "small/__pycache__", ignore_errors=True)
+    (built.root / "small/__pycache__").symlink_to(outside)
+    variables = {name: value for name, value in built.variables().items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        built.command("build", "plant"), cwd=built.root, env=variables, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(outside.iterdir())
+
+
+@pytest.mark.parametrize("name", [".git", ".dvc", ".vpstore", ".GIT"])
+def test_no_configuration_puts_reports_where_another_program_writes(built: Project, name: str) -> None:
+    (built.root / name).mkdir(exist_ok=True)
+    file = built.root / "pyproject.toml"
+    file.write_text(file.read_text().replace('reports = "reports"', f'reports = "{name}/sub"'))
+    before = contents(built.root / name)
+    said = built.outcome("build", "plant")
+    assert said.returncode == 1
+    assert "another program" in said.stderr
+    assert contents(built.root / name).keys() - before.keys() <= {
+        path for path in contents(built.root / name) if "/sub" not in path
+    }
+
+
+def test_gc_removes_nothing_behind_a_link_to_another_store(built: Project, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(built.store, other)
+    for part in ("keys", "attestations"):
+        shutil.rmtree(built.store / part)
+        (built.store / part).mkdir()
+        for inner in (other / part).iterdir():
+            (built.store / part / inner.name).symlink_to(inner)
+    before = contents(other)
+    built.outcome("gc", "--grace", "0")
+    assert contents(other) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,6 +67,48 @@ def test_a_recipe_that_ends_the_process_is_a_failure(built: Project, way: str) -
     said = refused(built, "build", "plant")
     assert "ended in the middle of the command" in said or "tried to end the program" in said
     assert "next      " in said
+
+
+def test_what_a_recipe_writes_to_descriptors_says_nothing_of_the_command(built: Project) -> None:
+    """Digits into every descriptor, and then an end with 0: the exit code does not travel that way."""
+    edit(
+        built,
+        "import contextlib\n    for n in range(3, 40):\n        with contextlib.suppress(OSError):\n"
+        "            os.write(n, b'0')\n    os._exit(0)",
+    )
+    assert "exit status 0" in refused(built, "build", "plant")
+
+
+def test_a_recipe_that_closes_what_is_not_its_own_may_end_well(built: Project) -> None:
+    edit(built, "import stat; [os.close(n) for n in range(3, 40) if os.path.exists(f'/proc/self/fd/{n}')"
+         " and stat.S_ISFIFO(os.fstat(n).st_mode)]")  # fmt: skip
+    done = built.outcome("build", "plant", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["builds"]
+
+
+def test_an_exit_of_clicks_from_a_handler_is_no_end(built: Project) -> None:
+    edit(
+        built,
+        "import click, signal\n    def leave(*_):\n        raise click.exceptions.Exit(0)\n"
+        "    from vpstore.verbs import publish\n    real = publish.publish\n    import vpstore.building as b\n"
+        "    signal.signal(signal.SIGUSR1, leave)\n"
+        "    b.publish = lambda *a, **k: (os.kill(os.getpid(), signal.SIGUSR1), real(*a, **k))[1]",
+    )
+    assert "an exit in the middle" in refused(built, "build", "plant")
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_standard_stream_that_is_closed_is_no_failure(built: Project, stream: int) -> None:
+    command = " ".join(map(shlex.quote, built.command("resolve", "plant")))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {stream}>&-"],
+        cwd=built.root,
+        env=built.variables(),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_it_is_said_as_any_error_is(built: Project) -> None:
@@ -174,6 +217,17 @@ def test_the_child_does_not_outlive_the_parent(slow: Project, number: signal.Sig
     process.send_signal(number)
     process.communicate(timeout=20)  # to the end of what both may write to
     assert process.returncode == -number
+    until(lambda: not is_running(child))
+
+
+def test_a_stopped_build_hears_what_ends_it(slow: Project) -> None:
+    process = start(slow, start_new_session=True)
+    child = begun(slow)
+    os.killpg(process.pid, signal.SIGSTOP)
+    for number in (signal.SIGTERM, signal.SIGCONT):
+        process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
     until(lambda: not is_running(child))
 
 

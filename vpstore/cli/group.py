@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -35,6 +36,8 @@ _COMPLETING: Final = "_VPSTORE_COMPLETE"  # set by the shell's completion, which
 
 observing.begin()
 
+_course: Final = {"is_begun": False, "is_done": False}  # of the command that runs in this process
+
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="vpstore %(version)s")
@@ -48,7 +51,13 @@ def command(name: str, *, example: str, codes: Sequence[int] = ()) -> Callable[[
     Args:    example: one line that works; codes: the exit codes beside 0, 1, 2, 130 and 141.
     """
 
-    def declare(function: Callable[..., None]) -> click.Command:
+    def declare(command_body: Callable[..., None]) -> click.Command:
+        @wraps(command_body)
+        def function(*values: Any, **options: Any) -> None:
+            _course.update(is_begun=True)
+            command_body(*values, **options)
+            _course.update(is_done=True)
+
         as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
         profile = click.option("--profile", metavar="NAME", help="Instead of VPSTORE_PROFILE and params.yaml.")
         return cli.command(name, epilog=epilog(example, codes))(profile(as_json(function)))
@@ -101,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:    arguments: None: those of this program, which then runs supervised, so that it cannot end with 0 before it
              is done; a caller that gives them has the command run in its own process.
     """
+    _open_closed_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is not None or os.environ.get(_COMPLETING):
         sys.exit(_run(given))
@@ -108,6 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(supervise(lambda: _run(given), ended=lambda found: _report(_ended(given, found), given)))
     except VpstoreError as error:
         sys.exit(_report(error, given))
+
+
+def _open_closed_streams() -> None:
+    """Give each standard stream that is closed a place to go, so that no file of ours gets its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the life of the process
 
 
 def _ended(given: Sequence[str], found: str) -> RecipeRefused:
@@ -124,8 +145,11 @@ def _ended(given: Sequence[str], found: str) -> RecipeRefused:
 
 def _run(given: list[str]) -> int:
     """Run one command; its exit code."""
+    _course.update(is_begun=False, is_done=False)
     try:
         code = cli.main(given, prog_name="vpstore", standalone_mode=False)
+        if _course["is_begun"] and not _course["is_done"]:  # an exit of click's that the project's code raised
+            raise _ended(given, "an exit in the middle")
         sys.stdout.flush()
     except (OutputClosed, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: leave quietly
@@ -172,4 +196,5 @@ def _report(error: VpstoreError, given: Sequence[str]) -> int:
 def leave(code: int) -> None:
     """End a command that printed its result with an exit code of its own."""
     context: Any = click.get_current_context()
+    _course.update(is_done=True)
     context.exit(code)

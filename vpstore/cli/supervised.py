@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import mmap
 import os
@@ -27,7 +26,10 @@ from typing import Any, Final
 from vpstore.errors import VpstoreError
 
 # Signals that end a process, and those that people use to tell a program something.
-_PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+_PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Bytes of the shared memory: how often SIGINT was passed on; whether the exit code has been said; the exit code.
+_PASSED, _IS_SAID, _CODE = range(3)
 _PAIR_SECONDS: Final = 5.0  # between the two ways of one signal, on a machine that is busy
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
 
@@ -46,22 +48,19 @@ def supervise(act: Callable[[], int], *, ended: Callable[[str], int]) -> int:
     on_child = signal.getsignal(signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, its end would be told to nobody
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*heard, signal.SIGCHLD})
-    hears, says = _pipe()
-    passed = mmap.mmap(-1, 1)  # how often SIGINT was passed on: one byte of both processes
+    shared = mmap.mmap(-1, 3)  # memory of both processes: no descriptor that the project's code could close or write to
     _flush()
     gc.freeze()  # what a collection does not touch, the two processes go on sharing: this saves 20 ms a command
     parent, child = os.getpid(), _fork()
     if child == 0:
-        os.close(hears)
         _die_with(parent)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _Interrupt(passed))
+            signal.signal(signal.SIGINT, _Interrupt(shared))
         signal.signal(signal.SIGCHLD, on_child if on_child is not None else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _saying(act, says)
-    os.close(says)
-    code = os.waitstatus_to_exitcode(_wait(child, heard, passed))
-    said = _said(hears)
+        return _saying(act, shared)
+    code = os.waitstatus_to_exitcode(_wait(child, heard, shared))
+    said = shared[_CODE] if shared[_IS_SAID] else None
     if code < 0:
         code = _end_by(-code)
     elif said is None:
@@ -76,15 +75,6 @@ def _fork() -> int:
     except OSError as error:
         next_step = "raise the limit on processes (ulimit -u), or wait until fewer run"
         raise VpstoreError("no process can be started", found=str(error.strerror), next_step=next_step) from error
-
-
-def _pipe() -> tuple[int, int]:
-    """A pipe; none of its ends has the place of a standard stream that is closed."""
-    ends = os.pipe()
-    hears, says = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends)
-    for end in ends:
-        os.close(end)
-    return hears, says
 
 
 def _flush() -> None:
@@ -121,13 +111,13 @@ class _Interrupt:
     counts what it passes on before it does, so the two can be told apart and paired. All that a terminal sends counts.
     """
 
-    def __init__(self, passed: mmap.mmap) -> None:
-        self._passed, self._seen = passed, 0
+    def __init__(self, shared: mmap.mmap) -> None:
+        self._shared, self._seen = shared, 0
         self._alone = {True: -_PAIR_SECONDS, False: -_PAIR_SECONDS}  # passed on or not: when one came without the other
 
     def __call__(self, number: int, frame: Any) -> None:
-        is_passed = self._passed[0] != self._seen
-        self._seen = self._passed[0]
+        is_passed = self._shared[_PASSED] != self._seen
+        self._seen = self._shared[_PASSED]
         now = time.monotonic()
         if now - self._alone[not is_passed] < _PAIR_SECONDS:
             self._alone[not is_passed] = -_PAIR_SECONDS
@@ -136,29 +126,30 @@ class _Interrupt:
         signal.default_int_handler(number, frame)
 
 
-def _saying(act: Callable[[], int], says: int) -> int:
+def _saying(act: Callable[[], int], shared: mmap.mmap) -> int:
     """Do it, and say the exit code; a process that the project's code forked and let run on to here says nothing."""
-    pipe, process = os.fstat(says), os.getpid()
-    code = 1
+    process, code = os.getpid(), 1
     try:
         code = act()
     finally:
-        with suppress(OSError):  # the project's code closed what is not its own: then nothing is said
-            if os.getpid() == process and os.path.samestat(os.fstat(says), pipe):
-                os.write(says, b"%d" % code)
+        if os.getpid() == process:
+            shared[_CODE] = code
+            shared[_IS_SAID] = 1
     return code
 
 
 # In the parent.
 
 
-def _wait(child: int, heard: Collection[signal.Signals], passed: mmap.mmap) -> int:
+def _wait(child: int, heard: Collection[signal.Signals], shared: mmap.mmap) -> int:
     """Wait for the child and pass signals on; its status."""
 
     def pass_on(number: int) -> None:
         if number == signal.SIGINT:
-            passed[0] = (passed[0] + 1) % 256
+            shared[_PASSED] = (shared[_PASSED] + 1) % 256
         os.kill(child, number)
+        if number in _ENDING:  # a child that is stopped hears of it only then
+            os.kill(child, signal.SIGCONT)
 
     # What came before the fork, whoever sent it, the child knows nothing of.
     while early := signal.sigtimedwait(heard, 0):
@@ -172,18 +163,6 @@ def _wait(child: int, heard: Collection[signal.Signals], passed: mmap.mmap) -> i
         # The terminal sends to the whole group; that it is gone it may tell the leader alone.
         elif found.si_code <= 0 or found.si_signo == signal.SIGHUP:
             pass_on(found.si_signo)
-
-
-def _said(hears: int) -> int | None:
-    """The exit code that the child has said; not waited for, as processes that it left may have the pipe, too."""
-    os.set_blocking(hears, False)
-    try:
-        text = os.read(hears, 16)
-    except BlockingIOError:
-        return None
-    finally:
-        os.close(hears)
-    return int(text) if text.isdigit() else None
 
 
 def _end_by(number: int) -> int:

@@ -71,18 +71,20 @@ class Attestations:
         An empty folder is what a publish leaves that was killed before the statement: nothing was attested.
         """
         for folder in atomic.entries(self.root):
-            if folder.name.startswith(prefix) and is_hex(folder.name, 64) and folder.is_dir() and any(folder.iterdir()):
+            is_own = folder.name.startswith(prefix) and is_hex(folder.name, 64) and not folder.is_symlink()
+            if is_own and folder.is_dir() and any(folder.iterdir()):
                 yield Digest.from_hex(folder.name)
 
     def paths(self, artifact: Digest) -> Iterator[Path]:
         """The files about one artifact, bare and signed, in the order of names."""
         folder = self.folder(artifact)
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             yield from sorted(path for path in folder.iterdir() if path.suffix in (SUFFIX, ENVELOPE_SUFFIX))
 
     def files(self, artifact: Digest) -> Iterator[Path]:
         """All that lies in the folder of one artifact, whatever it is called."""
-        yield from atomic.entries(self.folder(artifact))
+        folder = self.folder(artifact)
+        yield from atomic.entries(folder) if not folder.is_symlink() else ()  # behind a link is another store's
 
     def envelopes(self, artifact: Digest) -> Iterator[Path]:
         """The signed ones alone; `vpstore.signatures` says by whom."""

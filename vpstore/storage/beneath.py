@@ -146,6 +146,7 @@ class _Walk:
             if step.name == "..":
                 self._up(step)
             elif has_leaf and not self.steps:
+                self._refuse_others(step)
                 if not self._follow_leaf(step):
                     return step.name
             elif not self._enter(step):
@@ -165,8 +166,7 @@ class _Walk:
 
     def _enter(self, step: _Step) -> bool:
         """Go into a folder, or on along the text of a link; False if there is nothing of that name."""
-        if step.link is not None and step.name in _OTHERS:
-            raise self._leads_out(step.link, "a folder that is not another program's")
+        self._refuse_others(step)
         try:
             descriptor = os.open(step.name, _FOLDER | os.O_NOFOLLOW, dir_fd=self.stack[-1])
         except FileNotFoundError:
@@ -181,6 +181,11 @@ class _Walk:
         self.stack.append(descriptor)
         self.names.append(step.name)
         return True
+
+    def _refuse_others(self, step: _Step) -> None:
+        if step.name.casefold() in _OTHERS:
+            where, found = (step.link, _told(step.link)) if step.link else (self.known / step.name, step.name)
+            raise self._refusal(where, "a place that is not another program's", found)
 
     def _follow_leaf(self, step: _Step) -> bool:
         """Go on along the link in the place of a file; False if there is none."""

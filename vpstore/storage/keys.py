@@ -67,8 +67,9 @@ class Keys:
     def claims(self) -> Iterator[Path]:
         """Every file that has the place of a key file, sorted; the name of each is an artifact's hex digits."""
         for fan in atomic.entries(self.root):
-            for folder in atomic.entries(fan) if is_hex(fan.name, 2) else ():
-                yield from (path for path in atomic.entries(folder) if is_hex(path.name, 64))
+            for folder in atomic.entries(fan) if is_hex(fan.name, 2) and not fan.is_symlink() else ():
+                if not folder.is_symlink():  # what lies behind a link is another store's
+                    yield from (path for path in atomic.entries(folder) if is_hex(path.name, 64))
 
     def read(self, path: Path) -> tuple[Digest, Digest]:
         """The key and artifact of one key file.

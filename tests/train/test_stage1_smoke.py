@@ -17,11 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage1_pico import Stage1Shop
-from training_pico import ROOT, STAGE1_SMOKE, stage1_params, write_data
+from training_pico import ROOT, STAGE1_SMOKE, one_tokenizer, stage1_params, write_data
 
 from recipes import stage1_smoke
 from recipes.data.batches import Batch
-from recipes.data.harmony import HarmonyTokenizer
 from recipes.train import stage1_run
 from recipes.train.loop import Trainer
 from recipes.train.losses import token_weights
@@ -42,12 +41,7 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Reading the rank file takes longer than a pico's training."""
-    folder = tmp_path_factory.mktemp("ranks")
-    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
-    made = HarmonyTokenizer.from_directory(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HarmonyTokenizer, "from_directory", lambda path: made)
+    with one_tokenizer(tmp_path_factory.mktemp("ranks")):
         yield
 
 

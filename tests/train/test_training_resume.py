@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 from heal_server import Healing, HealServer
-from training_pico import ROOT, Workshop, heal_params, params_table, pico_moe, write_data
+from training_pico import Workshop, heal_params, one_tokenizer, params_table, pico_moe, write_data
 
 from recipes import heal
 from recipes.data.batches import AlignedDataset
-from recipes.data.harmony import HarmonyTokenizer
 from recipes.tensors import read_safetensors
 from recipes.train import state as state_module
 from recipes.train.state import (
@@ -38,12 +37,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Reading the rank file takes longer than a pico's training."""
-    folder = tmp_path_factory.mktemp("ranks")
-    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
-    made = HarmonyTokenizer.from_directory(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HarmonyTokenizer, "from_directory", lambda path: made)
+    with one_tokenizer(tmp_path_factory.mktemp("ranks")):
         yield
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recipes.checkpoint import expected_tensors, student_config_json
 from recipes.data.dataset_manifest import FOLDERS, MANIFEST, described
+from recipes.data.harmony import HarmonyTokenizer
 from recipes.data.megatron_dataset import IndexedDatasetWriter
 from recipes.model.config import MoeConfig, StudentConfig
 from recipes.model.transformer import Student
@@ -113,6 +116,16 @@ def write_tokenizer(folder: Path) -> None:
     shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens.json"):
         (folder / name).write_text("{}")
+
+
+@contextmanager
+def one_tokenizer(folder: Path) -> Iterator[None]:
+    """Whoever asks for a tokenizer gets the same one: reading the rank file takes longer than a pico's training."""
+    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
+    made = HarmonyTokenizer.from_directory(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HarmonyTokenizer, "from_directory", lambda path: made)
+        yield
 
 
 def params_table(**train: Any) -> dict[str, Any]:

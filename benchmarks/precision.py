@@ -1,10 +1,12 @@
 """Does bfloat16 train as well as float32? The same start and data, 100 steps each, and two controls that must differ.
 
-Place: beside `train`, which times the loop. The data asks for what the window must get exactly right: each row
-repeats 128 random ids, so the token after the 128th and every later one is what stands 127 places before the token
-that predicts it, the last one that a window of 128 shows. A prelude teaches the task; its weights are where every
-branch begins. A branch without the softmax offset, or with a window of 127, is a model that errs where a careless
-kernel would: if those do not fall outside of the tolerance, the comparison shows nothing.
+Place: beside `train`, which times the loop. The data asks for what the window must get exactly right: each row begins
+with 128 random ids, and each later token is, half of the time, the one 128 places before it, which stands 127 places
+before the token that predicts it: the last one that a window of 128 shows. The other half is random, so that a model
+must know how sure to be, which it does not if attention gives it more than it was trained with. A prelude teaches the
+task with offsets that take a large share of the mass; its weights are where every branch begins, at a rate too low to
+learn anew in 100 steps what was taken away. A branch without the softmax offset, or with a window of 127, is a model
+that errs where a careless kernel would: if those do not fall outside of the tolerance, the comparison shows nothing.
 
 Use: python -m benchmarks.precision [--cases tiny full] [--output FILE]      VPSTORE_DEVICE=cuda for `full`
 """
@@ -37,6 +39,9 @@ from recipes.train.state import Identity  # noqa: E402
 
 PERIOD: Final = 128
 IDS: Final = 64
+KEPT: Final = 0.5  # of the tokens repeat the one a period before
+OFFSET: Final = 6.0  # where the offsets begin
+BRANCH_RATE: Final = 1 / 500  # of the prelude's
 BRANCH_STEPS: Final = 100
 LAST: Final = 20
 TOLERANCE_NATS: Final = 0.01
@@ -59,13 +64,13 @@ def _real(hidden: int, layers: int, ffn: int) -> StudentConfig:
 
 
 CASES: Final = {
-    "tiny": Case(_real(64, 4, 32), 512, 2, 200, 0.02),
-    "full": Case(_real(1024, 28, 512), 2048, 2, 200, 0.01),
+    "tiny": Case(_real(64, 4, 32), 512, 2, 500, 0.02),
+    "full": Case(_real(1024, 28, 512), 2048, 2, 300, 0.01),
 }
 
 
 def write_echoes(folder: Path, *, tokens: int, rows: int) -> None:
-    """A data set of rows that repeat their first 128 ids; only what can be known counts."""
+    """A data set of rows that echo, half of the time, what stood a period before; only what can be known counts."""
     generator = np.random.default_rng(7)
     (folder / "train").mkdir(parents=True)
     arrays = {"tokens": np.int32, "lossmask": np.uint8, "span": np.uint8}
@@ -77,7 +82,11 @@ def write_echoes(folder: Path, *, tokens: int, rows: int) -> None:
             for part, dtype in arrays.items()
         }
         for _ in range(rows):
-            row = np.resize(generator.integers(1000, 1000 + IDS, PERIOD, dtype=np.int32), tokens)
+            row = generator.integers(1000, 1000 + IDS, tokens, dtype=np.int32)
+            is_kept = generator.random(tokens) < KEPT
+            for start in range(PERIOD, tokens, PERIOD):
+                here, before = slice(start, start + PERIOD), slice(start - PERIOD, start)
+                row[here] = np.where(is_kept[here], row[before], row[here])
             for part, values in (("tokens", row), ("lossmask", mask), ("span", np.zeros(tokens, np.uint8))):
                 writers[part].add_document(values)
 
@@ -88,17 +97,19 @@ def fresh(config: StudentConfig) -> Student:
     model.draw(torch.Generator().manual_seed(3))
     with torch.no_grad():
         for layer in model.layers:
-            layer.self_attn.softmax_offset.fill_(1.0)
+            layer.self_attn.softmax_offset.fill_(OFFSET)
     return model
 
 
-def trained(model: Student, case: Case, data: Path, *, precision: str, steps: int, frozen: str = "-") -> list[float]:
-    """Train in place; the loss of every step."""
+def trained(
+    model: Student, case: Case, data: Path, *, precision: str, steps: int, share: float = 1.0, frozen: str = "-"
+) -> list[float]:
+    """Train in place, at a share of the case's rate; the loss of every step."""
     table = training_params(precision=precision, rows=case.rows, steps=steps, tokens=case.tokens).model_dump(
         mode="json"
     )
-    rates = {f"{kind}_rate": case.rate / 4 for kind in ("embedding", "head", "vector", "frequency", "residual")}
-    table["optimizer"] |= {**rates, "matrix_rate": case.rate}
+    rates = {f"{kind}_rate": share * case.rate / 4 for kind in ("embedding", "head", "vector", "frequency", "residual")}
+    table["optimizer"] |= {**rates, "matrix_rate": share * case.rate}
     table["loss"]["chunk"] = 4096
     params = training_params(table=table)
     phase = Phase("all", 0, lambda name: not name.endswith(frozen))
@@ -130,8 +141,10 @@ def run_case(name: str) -> dict[str, Any]:
                     for layer in model.layers:
                         layer.self_attn.softmax_offset.fill_(-30.0)
             precision = "float32" if branch == "float32" else "bfloat16"
-            losses[branch] = trained(model, case, data, precision=precision, steps=BRANCH_STEPS, frozen=frozen)
-            print(name, branch, [round(value, 3) for value in losses[branch][::20]], flush=True)
+            losses[branch] = trained(
+                model, case, data, precision=precision, steps=BRANCH_STEPS, share=BRANCH_RATE, frozen=frozen
+            )
+            print(name, branch, [round(value, 4) for value in losses[branch][::20]], flush=True)
     last = {branch: statistics.fmean(values[-LAST:]) for branch, values in losses.items()}
     apart = {branch: abs(last[branch] - last["float32"]) for branch in losses if branch not in ("prelude", "float32")}
     return {

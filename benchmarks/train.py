@@ -5,7 +5,8 @@ process of its own, so that no other's memory or compiled kernels are in the way
 one card.
 
 A step is what the Trainer does: a batch of rows of 2,048 tokens to the device, forward, backward, clipping,
-optimizer, its row in the record. The stock side is `transformers`' Qwen3 of the same hidden size, depth, heads and
+optimizer, its row in the record. Steps are timed a few at a time, as a run makes them: the host prepares one while the
+card works at the last. The stock side is `transformers`' Qwen3 of the same hidden size, depth, heads and
 matrix sizes (its gated feed-forward gets two thirds of the width, so that the products cost the same), under bfloat16
 autocast, with SDPA, layers compiled, cross-entropy in chunks whose scores are made again in the backward pass, and
 fused AdamW.
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,8 +37,11 @@ from benchmarks.projects import REPOSITORY
 from benchmarks.train_sides import CASES, TOKENS, operations_a_token, ours, stock, write_random_data
 from recipes import runtime
 from recipes.train.loop import Trainer
+from recipes.train.memory import step_memory
 
+GIB: Final = 1 << 30
 WARM_UP: Final = 3
+BLOCKS: Final = 3  # timed, of `--steps` steps each
 RESULTS: Final = REPOSITORY / "benchmarks" / "results" / "train.json"
 PAGE: Final = REPOSITORY / "docs" / "FULL_SIZE.md"
 BEGIN: Final = "<!-- training: begin, written by python -m benchmarks.train -->"
@@ -70,8 +75,7 @@ def run_case(name: str, *, rows: int, steps: int, data: Path | None, profile: Pa
     """All figures of one case, in this process."""
     runtime.fix_numerics(8)
     case, peak = CASES[name], peak_flops()
-    rows = case.rows or rows
-    trainer = None
+    rows, total, trainer = case.rows or rows, BLOCKS * steps + WARM_UP + 2, None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
         if case.config is None:
@@ -80,12 +84,12 @@ def run_case(name: str, *, rows: int, steps: int, data: Path | None, profile: Pa
             if case.config.moe is not None and data is not None:
                 folder = data
             else:
-                write_random_data(folder, rows * TOKENS * (steps + WARM_UP + 2))
-            step, trainer = ours(case, folder, rows=rows, steps=steps + WARM_UP + 2)
+                write_random_data(folder, rows * TOKENS * total)
+            step, trainer = ours(case, folder, rows=rows, steps=total)
         first = timed(step)
         for _ in range(WARM_UP - 1):
             step()
-        seconds = [timed(step) for _ in range(steps)]
+        seconds = [timed(partial(_repeat, step, steps)) / steps for _ in range(BLOCKS)]
         if profile is not None:
             _profiled(step, profile / f"{name}.txt")
     rate = rows * TOKENS / statistics.median(seconds)
@@ -95,10 +99,23 @@ def run_case(name: str, *, rows: int, steps: int, data: Path | None, profile: Pa
         "rows": rows, "first_step_s": round(first, 1), "step_s": [round(value, 4) for value in seconds],
         "tokens_per_second": round(rate), "peak_tflops": round(peak / 1e12),
         "share_of_peak": None if operations is None else round(rate * operations / peak, 3),
-        "memory_gib": round(torch.cuda.max_memory_allocated() / (1 << 30), 1),
+        "memory_gib": round(torch.cuda.max_memory_allocated() / GIB, 1),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 1),
+        "estimate_gib": None if trainer is None else round(_estimate(trainer) / GIB, 1),
         "optimizer_s": None if trainer is None else round(_optimizer_seconds(trainer), 4),
         "loss": None if trainer is None else [round(row["loss"], 4) for row in trainer.rows],
     }  # fmt: skip
+
+
+def _repeat(step: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        step()
+
+
+def _estimate(trainer: Trainer) -> int:
+    """Bytes that are asked for before the first step: the weights, and what a step takes."""
+    weights = sum(weight.numel() * weight.element_size() for weight in trainer.model.parameters())
+    return weights + step_memory(trainer.model, trainer.params).total
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:

@@ -36,7 +36,8 @@ class Case:
     precision: str = "bfloat16"
     recompute: bool = False
     beside: str | None = None  # the case that its figure is held against
-    rows: int | None = None  # of a step, where the usual number does not fit
+    rows: int | None = None  # of a step, where that is not the usual number
+    micro_rows: int | None = None  # of a micro-batch; None: the step is one
 
 
 def _config(attention: Any, layers: int, *, experts: int = 0) -> StudentConfig:
@@ -53,6 +54,9 @@ CASES: Final = {
     "moe-20": Case("vpMoE, 20 of its 80 layers", _config("tpa", 20, experts=256)),
     "moe-40": Case("vpMoE, 40 of its 80 layers", _config("tpa", 40, experts=256)),
     "moe": Case("vpMoE, all 80 layers", _config("tpa", 80, experts=256), rows=4),
+    "moe-step": Case(
+        "vpMoE, all 80 layers, the profile's step", _config("tpa", 80, experts=256), rows=48, micro_rows=4
+    ),
     "moe-recompute": Case("vpMoE, all 80 layers, recomputed", _config("tpa", 80, experts=256), recompute=True),
     "compat-float32": Case(
         "vpDense0-5_28 compat in float32", _config("gqa", 28), precision="float32", beside="stock-28"
@@ -67,13 +71,14 @@ def training_params(
     steps: int = 8,
     tokens: int = TOKENS,
     recompute: bool = False,
+    micro_rows: int | None = None,
     table: dict[str, Any] | None = None,
 ) -> TrainingParams:
     """A run of one micro-batch a step, at the profile's settings; or that of a table which says everything."""
     rates = dict.fromkeys(("embedding_rate", "head_rate", "vector_rate"), 3e-4)
     rates |= {"matrix_rate": 0.004, "frequency_rate": 1e-3, "residual_rate": 1e-3}
     made = {
-        "steps": steps, "sequence_length": tokens, "sequences": rows, "micro_sequences": rows, "seed": 1,
+        "steps": steps, "sequence_length": tokens, "sequences": rows, "micro_sequences": micro_rows or rows, "seed": 1,
         "save_every_steps": max(1, steps - 1), "precision": precision, "recompute": recompute,
         "schedule": {"warmup_steps": 1, "shape": "cosine", "final": 0.1},
         "optimizer": {
@@ -124,11 +129,12 @@ def ours(case: Case, folder: Path, *, rows: int, steps: int) -> tuple[Callable[[
         for name, tensor in model.state_dict().items():
             if name.endswith("norm.weight"):
                 tensor.fill_(1.0)
-    params = training_params(precision=case.precision, rows=rows, steps=steps, recompute=case.recompute)
+    params = training_params(
+        precision=case.precision, rows=rows, steps=steps, recompute=case.recompute, micro_rows=case.micro_rows
+    )
     identity = Identity({}, params.model_dump(mode="json"))
     trainer = Trainer(model, params, AlignedDataset(folder, "train"), Scratch(folder / "state", identity))
     model.train()
-    model.recompute = case.recompute  # as `Trainer.run` sets it
     batches = trainer.batches()
 
     def step() -> None:

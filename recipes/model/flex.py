@@ -108,7 +108,8 @@ def sink_attention(
         block_mask=mask,
         enable_gqa=True,
         return_aux=AuxRequest(lse=True),
-        # Rows shorter than a block would get the kernel for decoding, which is made for passes without gradients.
+        # Rows shorter than a block would get the kernel for decoding; it packs the query heads of a KV head into one
+        # block, which is not the block that the mask is made of.
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True} if q.shape[2] < BLOCK else None,
     )
     share_BQT = torch.sigmoid(wide(cast(Tensor, aux.lse)) - offset_Q[:, None])

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Final, cast
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recipes.model.attention import Attention, GroupedQueryAttention
+from recipes.model.compiled import compiled
 from recipes.model.config import StudentConfig
 from recipes.model.ffn import FeedForward
 from recipes.model.flex import block_masks
@@ -37,9 +38,6 @@ from recipes.model.routing import Routing
 from recipes.model.stream import Stream
 from recipes.model.tpa import TensorProductAttention
 from vpstore.errors import ShapeMismatch
-
-# Variants of a layer that one process may compile: kinds of layers, with and without gradients, in several shapes.
-_KINDS: Final = 64
 
 
 class Layer(nn.Module):
@@ -83,10 +81,7 @@ class Layer(nn.Module):
 @cache
 def compiled_step() -> Callable[[Layer, Tensor, Stream], tuple[Tensor, Routing | None]]:
     """`Layer.step`, compiled once for each kind of layer: first, local, global, dense or with experts."""
-    from torch._dynamo import config
-
-    config.recompile_limit = max(config.recompile_limit, _KINDS)
-    return torch.compile(Layer.step, dynamic=False, fullgraph=True)
+    return compiled(Layer.step)
 
 
 class Body(nn.Module):

@@ -57,6 +57,9 @@ class DonorOptimizer:
         for stepper in self.steppers:
             stepper.step()
 
+    def release(self) -> None:
+        """Nothing is kept between steps but the state."""
+
     def saved(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All state as named tensors, `<weight>/<part>`; the steps are among them."""
         names = {id(weight): name for name, weight in self.weights.items()}

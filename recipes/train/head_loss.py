@@ -64,6 +64,7 @@ class _WeightedLoss(Function):
     ) -> tuple[Tensor, Tensor]:
         hidden, head = hidden_NH.detach(), head_VH.detach().to(hidden_NH.dtype)
         d_hidden_NH, d_head_VH = torch.empty_like(hidden), None
+        is_head_trained = ctx.needs_input_grad[1]
         nll_N = torch.empty_like(weight_N, dtype=torch.float32)
         buffer = hidden.new_empty((min(chunk, len(labels_N)), head.shape[0]))
         for start in range(0, len(labels_N), chunk):
@@ -71,8 +72,9 @@ class _WeightedLoss(Function):
             scores_CV = torch.mm(hidden[part], head.T, out=buffer[: part.stop - start])
             nll_N[part] = slopes_in_place(scores_CV, labels_N[part], weight_N[part].float(), valid_vocab)
             torch.mm(scores_CV, head, out=d_hidden_NH[part])
-            d_head_VH = _added(d_head_VH, scores_CV.T, hidden[part])
-        if d_head_VH is None:  # no label counts
+            if is_head_trained:
+                d_head_VH = _added(d_head_VH, scores_CV.T, hidden[part])
+        if is_head_trained and d_head_VH is None:  # no label counts
             d_head_VH = torch.zeros_like(head_VH, dtype=torch.float32)
         ctx.save_for_backward(d_hidden_NH, d_head_VH)
         ctx.head_dtype = head_VH.dtype
@@ -80,10 +82,10 @@ class _WeightedLoss(Function):
         return torch.dot(nll_N, weight_N.float()), nll_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden_NH, d_head_VH = ctx.saved_tensors
-        # In place: the head's gradient alone is as large as the head, and nobody else holds it.
-        d_head_VH = d_head_VH.mul_(grads[0]).to(ctx.head_dtype)
+        if d_head_VH is not None:  # in place: it is as large as the head, and nobody else holds it
+            d_head_VH = d_head_VH.mul_(grads[0]).to(ctx.head_dtype)
         return d_hidden_NH.mul_(grads[0].to(d_hidden_NH.dtype)), d_head_VH, None, None, None, None
 
 

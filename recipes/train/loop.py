@@ -96,6 +96,7 @@ class Trainer:
         # On a GPU everything that has a kernel of its own goes through it; on a CPU the reference is what runs.
         dtype: torch.dtype = getattr(torch, params.precision)
         self.numerics = Numerics(dtype, is_fused=self.device.type == "cuda" and model.can_be_fused(dtype))
+        model.recompute = params.recompute
         self.passes = Passes(model, self.numerics)
         self._phase: Phase | None = None
         self.step = 0
@@ -161,7 +162,13 @@ class Trainer:
         """Train to the last step, or to the first one that is not finite; both end with the state in memory only."""
         self.model.train()
         self.record["stopped"] = None  # a step that was refused is tried again
-        self.model.recompute = self.params.recompute
+        try:
+            self._steps(progress)
+        finally:  # the gates that follow want the memory
+            self.passes.release()
+            self.optimizer.release()
+
+    def _steps(self, progress: Progress) -> None:
         for batch in self.batches():
             progress("training", self.step, self.params.steps)
             with memory_refused(self.params):

@@ -22,13 +22,16 @@ import torch
 from recipes.model.donor import Donor
 from recipes.model.transformer import Student
 from recipes.params.training import TrainingParams
-from recipes.train.optimizer import kind_of
+from recipes.train.optimizer import BATCH_ELEMENTS_ON_GPU, kind_of
 from vpstore.errors import RecipeRefused
 
 _GIB = 1 << 30
 _FLOAT32 = 4
-# Bytes that the optimizer's batches of matrices, the kernels' workspaces and the allocator's gaps take besides.
-_WORKSPACE = 4 * _GIB
+# Bytes of the kernels' workspaces; copies of a float32 number that the optimizer makes of each matrix in a batch; and
+# the share of all the rest that lies in gaps, as the pools of captured graphs do not lend each other memory.
+_WORKSPACE = _GIB
+_OPTIMIZER_COPIES = 6
+_GAPS = 0.1
 
 
 class StepMemory(NamedTuple):
@@ -38,15 +41,16 @@ class StepMemory(NamedTuple):
     optimizer: int
     activations: int
     head: int
+    workspace: int
 
     @property
     def total(self) -> int:
-        """All of it, and room to work in."""
-        return sum(self) + _WORKSPACE
+        """All of it."""
+        return sum(self)
 
     def __str__(self) -> str:
         parts = " + ".join(f"{name} {value / _GIB:.1f}" for name, value in self._asdict().items())
-        return f"{self.total / _GIB:.1f} GiB: {parts} + {_WORKSPACE / _GIB:.0f} to work in"
+        return f"{self.total / _GIB:.1f} GiB: {parts}"
 
 
 def step_memory(model: Student | Donor, params: TrainingParams) -> StepMemory:
@@ -58,13 +62,17 @@ def step_memory(model: Student | Donor, params: TrainingParams) -> StepMemory:
     tokens = params.micro_sequences * params.sequence_length
     vocab, hidden = model.head_weight.shape
     rows = min(params.loss.chunk, tokens)
-    return StepMemory(
+    in_matrices = sum(count for name, count in counts.items() if kind_of(name, weights[name]) == "matrix")
+    parts = StepMemory(
         gradients=_FLOAT32 * sum(counts.values()),
         optimizer=_FLOAT32 * sum(counts[name] * states[name] for name in counts),
         activations=narrow * tokens * model.kept_numbers(recompute=params.recompute),
-        # The scores of a chunk, the head in the products' dtype, and its gradient before it is the weight's.
-        head=narrow * vocab * (rows + hidden) + _FLOAT32 * vocab * hidden,
+        # The scores of a chunk, the head in the products' dtype, and its gradient before it is the weight's: a sum
+        # over chunks, which the next chunk's product is added to in new memory.
+        head=narrow * vocab * (rows + hidden) + 2 * _FLOAT32 * vocab * hidden,
+        workspace=_WORKSPACE + _OPTIMIZER_COPIES * _FLOAT32 * min(in_matrices, BATCH_ELEMENTS_ON_GPU),
     )
+    return parts._replace(workspace=parts.workspace + int(_GAPS * (parts.total - parts.workspace)))
 
 
 def require_can_train(model: Student | Donor, params: TrainingParams) -> None:

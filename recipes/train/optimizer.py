@@ -44,7 +44,7 @@ _SAFETY, _NORM_EPSILON, _ROW_EPSILON = 1.02, 1e-6, 1e-10
 # Elements that are stacked into one batch of equal matrices: on a CPU what stays in the cache, on a GPU what keeps it
 # busy; and elements of an AdamW pass that stay in a CPU's cache.
 _BATCH_ELEMENTS = {"cpu": 1 << 22}
-_BATCH_ELEMENTS_ELSEWHERE = 1 << 27
+BATCH_ELEMENTS_ON_GPU = 1 << 27
 _PASS_ELEMENTS = 1 << 18
 
 State = dict[str, Tensor]
@@ -77,6 +77,9 @@ class Stepper(Protocol):
 
     def step(self, factor: float) -> None:
         """One update of every weight that has a gradient."""
+
+    def release(self) -> None:
+        """Let go of what only steps need; the state stays."""
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All state as named tensors, `<weight>/<part>`, and the steps of each weight."""
@@ -151,6 +154,9 @@ class Optimizer:
                 if self.kinds[name] == kind:
                     self._adamw(name, rates[kind])
 
+    def release(self) -> None:
+        """Let go of what only steps need; here nothing."""
+
     def batches(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Matrices of equal shape together, as long as they stay small."""
         alike: dict[tuple[int, ...], list[str]] = {}
@@ -158,7 +164,7 @@ class Optimizer:
             alike.setdefault(tuple(self.weights[name].shape), []).append(name)
         for shape, group in sorted(alike.items()):
             device = self.weights[group[0]].device.type
-            size = max(1, _BATCH_ELEMENTS.get(device, _BATCH_ELEMENTS_ELSEWHERE) // math.prod(shape))
+            size = max(1, _BATCH_ELEMENTS.get(device, BATCH_ELEMENTS_ON_GPU) // math.prod(shape))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 

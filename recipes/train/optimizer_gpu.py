@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from recipes.model.compiled import compiled
 from recipes.params.training import OptimizerParams
+from recipes.train.capture import recording
 from recipes.train.optimizer import KINDS, Kind, Optimizer, gradient_of, row_normalised
 
 
@@ -33,7 +35,7 @@ def optimizer_of(weights: Mapping[str, Tensor], settings: OptimizerParams) -> Op
 
 @cache
 def _compiled_normalise() -> Callable[..., Tensor]:
-    return torch.compile(row_normalised, dynamic=False, fullgraph=True)
+    return compiled(row_normalised)
 
 
 class GpuOptimizer(Optimizer):
@@ -73,9 +75,13 @@ class GpuOptimizer(Optimizer):
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with recording(self._graph):
                 self._update(names)
         self._graph.replay()
+
+    def release(self) -> None:
+        """Let go of the captured step."""
+        self._key = self._graph = None
 
     @staticmethod
     def normalise(update_MRK: Tensor, second_MR1: Tensor, *, beta: float) -> Tensor:

@@ -14,13 +14,10 @@ Example:
     passes = Passes(model, numerics)
     found = passes(sent)
     (loss_of(found.hidden_BTH) + found.balance).backward()
-
-Source:  https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,6 +30,7 @@ from recipes.model.precision import Numerics
 from recipes.model.routing import Routing
 from recipes.model.stream import Stream
 from recipes.model.transformer import Student
+from recipes.train.capture import recording
 from recipes.train.micro_batch import MicroBatch
 
 Kind = tuple[torch.Size, frozenset[str]]
@@ -43,7 +41,7 @@ class Found(NamedTuple):
 
     hidden_BTH: Tensor  # after the final norm; carries gradient
     balance: Tensor  # sum of the layers' balance losses; carries gradient
-    routing: Mapping[int, Routing]  # by layer number
+    routing: Mapping[int, Routing]  # by layer number; without gradient
 
 
 class Passes:
@@ -51,15 +49,22 @@ class Passes:
 
     def __init__(self, model: Student | Donor, numerics: Numerics) -> None:
         self.model, self.numerics = model, numerics
+        self._trained = frozenset[str]()
         self._seen: Kind | None = None
         self._captured: _Captured | None = None
 
     def zero_gradients(self) -> None:
-        """Begin a step; what a capture writes into stays where it is."""
+        """Begin a step, whose trained weights are known; what a capture writes into stays where it is."""
+        self._trained = frozenset(name for name, weight in self.model.named_parameters() if weight.requires_grad)
         if self._captured is None:
             self.model.zero_grad(set_to_none=True)
         else:
             torch._foreach_zero_([weight.grad for weight in self.model.parameters() if weight.grad is not None])
+
+    def release(self) -> None:
+        """Let go of gradients and of what a capture keeps: as much as a step takes."""
+        self._seen = self._captured = None
+        self.model.zero_grad(set_to_none=True)
 
     def __call__(self, sent: MicroBatch) -> Found:
         """Forward through the body; differentiable."""
@@ -68,14 +73,12 @@ class Passes:
         )
         if not self.numerics.is_fused:
             return _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
-        trained = frozenset(name for name, weight in self.model.named_parameters() if weight.requires_grad)
-        kind = (sent.ids_BT.shape, trained)
+        kind = (sent.ids_BT.shape, self._trained)
         if kind != self._seen:
             self._seen, self._captured = kind, None
             for weight in self.model.parameters():  # what is trained no more has no gradient, not one of zero
                 weight.grad = weight.grad if weight.requires_grad else None
-            found = _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
-            return found._replace(routing=_without_gradient(found.routing))
+            return _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
         if self._captured is None:
             self._captured = _Captured(self.model, sent.ids_BT, state, self.numerics)
         return self._captured(sent.ids_BT, state)
@@ -84,12 +87,9 @@ class Passes:
 def _found(hidden_BTH: Tensor, state: Stream) -> Found:
     if not state.routing:
         return Found(hidden_BTH, torch.zeros((), device=hidden_BTH.device), {})
-    return Found(hidden_BTH, balance_loss(state.routing), state.routing)
-
-
-def _without_gradient(routing: Mapping[int, Routing]) -> Mapping[int, Routing]:
-    """The same figures; who keeps them does not keep the pass that they come from."""
-    return {number: Routing(*(x.detach() for x in one)) for number, one in routing.items()}
+    # Who keeps a step's figures does not keep the pass that they come from.
+    routing = {number: Routing(*(x.detach() for x in one)) for number, one in state.routing.items()}
+    return Found(hidden_BTH, balance_loss(state.routing), routing)
 
 
 def _inputs(ids_BT: Tensor, state: Stream) -> list[Tensor]:
@@ -110,16 +110,14 @@ class _Captured:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         ids, positions_BT, run_BT, kept_BT = self._inputs
         own = Stream(positions_BT, run_BT, kept_BT, collect=True)
-        # Of the pass that ran as it stands nothing may be left: what adds up its gradients belongs to another stream.
-        gc.collect()
-        with torch.cuda.graph(self._forward):
+        with recording(self._forward):
             found = _found(model.hidden_of(ids, own, numerics), own)
             layers = list(found.routing.values())
-            self._layers = [torch.stack([one[part] for one in layers]).detach() for part in range(4) if layers]
+            self._layers = [torch.stack([one[part] for one in layers]) for part in range(4) if layers]
         self._numbers = list(found.routing)
         self._slopes = torch.zeros_like(found.hidden_BTH), torch.zeros_like(found.balance)
         ends = [x for x in found[:2] if x.requires_grad]
-        with torch.cuda.graph(self._backward, pool=self._forward.pool()):
+        with recording(self._backward, beside=self._forward):
             torch.autograd.backward(ends, list(self._slopes[: len(ends)]))
         self._out = found.hidden_BTH.detach(), found.balance.detach()
 

@@ -184,9 +184,12 @@ def test_fused_passes_in_bfloat16_are_near_and_give_the_same_bits_twice(name: st
     first, second = (gradients(student, ids, documents, narrow) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     by_tiles = gradients(student, ids, documents, Numerics(torch.bfloat16))
-    assert apart(first[0], by_tiles[0]) < 0.1
-    for one, tiles in zip(first[1:], by_tiles[1:], strict=True):
-        assert apart(one, tiles) < 0.3  # both are rounded; a wrong gradient is apart by more than its own length
+    expected = gradients(student_of(MODELS[name], dtype=torch.float64).cuda(), ids, documents, REFERENCE)
+    # Rounding sends some tokens to other experts, so single tensors scatter; a wrong one is apart by its own length.
+    ours = [apart(one.double(), wanted) for one, wanted in zip(first, expected, strict=True)]
+    tiles = [apart(one.double(), wanted) for one, wanted in zip(by_tiles, expected, strict=True)]
+    assert sum(ours) < 1.5 * sum(tiles)
+    assert max(ours) < 0.5
 
 
 @pytest.mark.gpu

@@ -114,7 +114,7 @@ def test_float32_trains_there_too(name: str, data: Path, tmp_path: Path) -> None
 def test_what_is_not_trained_keeps_its_bits_and_then_moves(data: Path, tmp_path: Path) -> None:
     phases = (Phase("new", 0, lambda name: ".layers.1." in name), Phase("all", 4, lambda name: True))
     one = trainer(data, tmp_path, DENSE, phases=phases)
-    before = {name: weight.clone() for name, weight in one.model.named_parameters()}
+    before = {name: weight.detach().clone() for name, weight in one.model.named_parameters()}
     run(one, until=4)
     moved = {name for name, weight in one.model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved
@@ -129,3 +129,11 @@ def test_a_step_that_does_not_fit_is_refused_with_what_to_set(data: Path, tmp_pa
         trainer(data, tmp_path, DENSE, loss={"kind": "plain", "chunk": 1 << 20}, **sizes)
     assert "micro_sequences" in refused.value.next_step
     assert "GiB" in refused.value.expected
+
+
+def test_a_run_leaves_weights_and_moments_and_nothing_else_on_the_card(data: Path, tmp_path: Path) -> None:
+    before = torch.cuda.memory_allocated()
+    one = run(trainer(data, tmp_path, DENSE))
+    kept = [*one.model.state_dict().values(), *one.optimizer.saved()[0].values()]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    assert torch.cuda.memory_allocated() - before < 1.1 * held + (1 << 20)

@@ -74,6 +74,18 @@ def test_a_micro_batch_without_a_label_that_counts_costs_nothing_and_moves_nothi
     assert not any(one.any() for one in torch.autograd.grad(loss, (hidden, head)))
 
 
+def test_a_head_that_is_not_trained_gets_no_gradient_and_the_states_the_same_one() -> None:
+    hidden, head, labels, weight = drawn(9)
+    found = []
+    for is_trained in (True, False):
+        loss, _ = weighted_losses(hidden, head.requires_grad_(is_trained), labels, weight, valid_vocab=VALID, chunk=4)
+        hidden.grad = head.grad = None
+        loss.backward()
+        found.append(hidden.grad)
+        assert (head.grad is not None) == is_trained
+    assert torch.equal(*found)
+
+
 def test_tables_that_do_not_fit_are_refused() -> None:
     hidden, head, labels, weight = drawn(4)
     with pytest.raises(ShapeMismatch):

@@ -118,17 +118,23 @@ def operations_a_token(config: StudentConfig) -> float:
     return 6.0 * total + 12.0 * width * sum(windows)
 
 
-def ours(case: Case, folder: Path, *, rows: int, steps: int) -> tuple[Callable[[], None], Trainer]:
-    """The loop's own step."""
-    assert case.config is not None
+def drawn_on(config: StudentConfig, device: str) -> Student:
+    """A student of random weights, drawn where it lies."""
     with torch.device("meta"):
-        model = Student(case.config)
-    model = model.to_empty(device="cuda")
-    model.draw(torch.Generator("cuda").manual_seed(1))
+        model = Student(config)
+    model = model.to_empty(device=device)
+    model.draw(torch.Generator(device).manual_seed(1))
     with torch.no_grad():  # what `draw` leaves to constructors
         for name, tensor in model.state_dict().items():
             if name.endswith("norm.weight"):
                 tensor.fill_(1.0)
+    return model
+
+
+def ours(case: Case, folder: Path, *, rows: int, steps: int) -> tuple[Callable[[], None], Trainer]:
+    """The loop's own step."""
+    assert case.config is not None
+    model = drawn_on(case.config, "cuda")
     params = training_params(
         precision=case.precision, rows=rows, steps=steps, recompute=case.recompute, micro_rows=case.micro_rows
     )

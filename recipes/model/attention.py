@@ -25,7 +25,7 @@ from recipes.model.config import StudentConfig
 from recipes.model.grape import alibi_slopes, rotate
 from recipes.model.modules import Projection, RmsNorm
 from recipes.model.precision import KeepsFloat32, wide
-from recipes.model.stream import Stream
+from recipes.model.stream import Stream, score_bias
 from recipes.model.tiles import Heads, Tile, banded_tiles, causal_tiles, join_tiles, log_sum_exp, sink_attention
 from vpstore.errors import RecipeRefused
 
@@ -81,13 +81,18 @@ class Attention(KeepsFloat32):
         Raises:  RecipeRefused: a layer above the first before layer 1 has run on this state.
         """
         v_BTKD = self.mix_values(v_BTKD, state)
+        q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
         if state.masks is not None:
             mask = state.masks.of(self.window)
-            q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
             return flex.sink_attention((q_BTQD, k_BTKD, v_BTKD), self.softmax_offset, mask, uses_alibi=self.uses_alibi)
         offset_KG = torch.unflatten(self.softmax_offset, 0, (self.config.num_kv_heads, -1))
-        outputs = [sink_attention(tile, offset_KG) for tile in self._tiles(q_BTQD, k_BTKD, v_BTKD, state)]
-        return join_tiles(outputs, tokens=q_BTQD.shape[1])
+        if state.cache is not None and state.cache.is_filled:
+            tiles = [self._recalled(q_BTQD, k_BTKD, v_BTKD, state)]
+        else:
+            tiles = self._tiles(q_BTQD, k_BTKD, v_BTKD, state)
+            if state.cache is not None:
+                state.cache.fill(self.number, k_BTKD, v_BTKD, window=self.window)
+        return join_tiles([sink_attention(tile, offset_KG) for tile in tiles], tokens=q_BTQD.shape[1])
 
     def log_sum_exp(self, q_BTQD: Tensor, k_BTKD: Tensor, state: Stream) -> Tensor:
         """Log of the mass that each query's visible keys have, the offset left out.
@@ -95,6 +100,7 @@ class Attention(KeepsFloat32):
         Returns: [B, T, Q], at least float32.
         Raises:  RecipeRefused: a rotating layer, and a state without rotary tables.
         """
+        q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
         tiles = self._tiles(q_BTQD, k_BTKD, k_BTKD, state)
         return join_tiles([log_sum_exp(tile)[..., None] for tile in tiles], tokens=q_BTQD.shape[1])
 
@@ -124,14 +130,31 @@ class Attention(KeepsFloat32):
         return mixed_BTH
 
     def _tiles(self, q_BTQD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, state: Stream) -> list[Tile]:
-        """Rotate, group by KV head, and cut: banded where a window is much shorter than the row."""
-        q_BTQD, k_BTKD = self._rotated(q_BTQD, k_BTKD, state)
+        """Group by KV head, and cut: banded where a window is much shorter than the row."""
         heads = Heads(torch.unflatten(q_BTQD, 2, (self.config.num_kv_heads, -1)), k_BTKD, v_BTKD)
         if self.window is not None and q_BTQD.shape[1] > 2 * self.window:
             return banded_tiles(heads, state, window=self.window)
-        slopes = alibi_slopes(self.config.num_query_heads, device=q_BTQD.device) if self.uses_alibi else None
-        slopes_KG = None if slopes is None else torch.unflatten(slopes, 0, (self.config.num_kv_heads, -1))
-        return causal_tiles(heads, state, window=self.window, slopes_KG=slopes_KG)
+        return causal_tiles(heads, state, window=self.window, slopes_KG=self._slopes(q_BTQD.device))
+
+    def _recalled(self, q_B1QD: Tensor, k_B1KD: Tensor, v_B1KD: Tensor, state: Stream) -> Tile:
+        """One token a row over those before it, which the cache holds."""
+        assert state.cache is not None
+        kept = state.cache.extend(self.number, k_B1KD, v_B1KD, window=self.window)
+        key = ("recalled", self.uses_alibi, self.window)
+        if key not in state.shared:
+            distance_B1S = state.positions_BT[:, :, None] - kept.position_BS[:, None]
+            is_there = (kept.position_BS >= 0)[:, None]
+            state.shared[key] = score_bias(is_there, distance_B1S[:, None, None], self._slopes(q_B1QD.device))
+        q_XKGTD = torch.unflatten(q_B1QD, 2, (self.config.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)
+        return Tile(q_XKGTD, kept.k_BKSD, kept.v_BKSD, state.shared[key])
+
+    def _slopes(self, device: torch.device) -> Tensor | None:
+        """ALiBi's slopes by KV head and query head, where this layer has them."""
+        if not self.uses_alibi:
+            return None
+        return torch.unflatten(
+            alibi_slopes(self.config.num_query_heads, device=device), 0, (self.config.num_kv_heads, -1)
+        )
 
     def _rotated(self, q_BTQD: Tensor, k_BTKD: Tensor, state: Stream) -> tuple[Tensor, Tensor]:
         """Queries and keys at their positions, where this layer rotates."""

@@ -149,7 +149,7 @@ class MixtureOfExperts(nn.Module):
         expert_Nk = self.router.choose(scores_NE)
         gates_Nk = self.router.gates(logits_NE, expert_Nk)
         routing = self._statistics(scores_NE, expert_Nk, state, shape=x_BTH.shape[:-1]) if state.collect else None
-        if state.masks is not None:
+        if state.is_grouped:
             return self._by_groups(x_NH, expert_Nk, gates_Nk).view_as(x_BTH), routing
         sizes = counts_of(expert_Nk, self.moe.num_experts).tolist()
         outputs_NkH = self._dispatch(x_NH, expert_Nk, sizes)

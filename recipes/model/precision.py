@@ -28,6 +28,7 @@ class Numerics(NamedTuple):
 
     dtype: torch.dtype | None = None  # of the stream, and so of every matrix product; None: that of the embedding
     is_fused: bool = False  # FlexAttention, grouped products, compiled layers: for training on a GPU
+    is_grouped: bool = False  # grouped products alone: for passes that are not worth compiling
 
 
 REFERENCE = Numerics()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from recipes.model.cache import Cache
 from recipes.model.flex import Masks
 from recipes.model.grape import RotaryTables
 from recipes.model.routing import Routing
@@ -39,6 +40,8 @@ class Stream:
     collect: bool = False
     routing: dict[int, Routing] = field(default_factory=dict)  # by layer number
     masks: Masks | None = None  # of FlexAttention, in training on a GPU; None: attention goes by tiles
+    is_grouped: bool = False  # experts go by grouped products
+    cache: Cache | None = None  # of the tokens before, where rows grow
     shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # score biases, reused across layers
 
     @classmethod
@@ -67,9 +70,11 @@ class Stream:
         )
 
     @classmethod
-    def of_rows(cls, tokens: int, *, device: torch.device, collect: bool = False) -> Stream:
-        """State of a batch where each row is one document."""
-        return cls(torch.arange(tokens, device=device)[None], collect=collect)
+    def of_rows(cls, tokens: int, *, device: torch.device, collect: bool = False, cache: Cache | None = None) -> Stream:
+        """State of a batch where each row is one document; of its next token alone, if the cache has been filled."""
+        if cache is not None and cache.is_filled:
+            return cls(cache.lengths_B[:, None], cache=cache)
+        return cls(torch.arange(tokens, device=device)[None], collect=collect, cache=cache)
 
     def note(self, number: int, routing: Routing | None) -> None:
         """Keep what layer `number` did, if it routes and the statistics are wanted."""

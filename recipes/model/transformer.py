@@ -177,6 +177,7 @@ class Student(nn.Module):
         x_BTH: Tensor = self.model.embed_tokens(ids_BT)
         x_BTH = x_BTH.to(numerics.dtype or x_BTH.dtype)
         state.rotary = self._rotary(state.positions_BT, x_BTH.dtype)
+        state.is_grouped = numerics.is_fused or numerics.is_grouped
         if numerics.is_fused:
             rows, tokens = ids_BT.shape
             window = self.config.window if self.config.attention == "tpa" else None

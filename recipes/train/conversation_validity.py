@@ -23,14 +23,16 @@ import torch
 
 from recipes.data.batches import AlignedDataset
 from recipes.data.encodings import O200K_HARMONY
-from recipes.train.losses import score_tokens
+from recipes.model.generation import Limits, generate
+from recipes.model.precision import REFERENCE, Numerics
+from recipes.model.transformer import Student
+from recipes.train.losses import VALID_VOCAB
 from recipes.train.scoring import Reader
 
 _NAMES = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
 START, MESSAGE, CHANNEL, END, RETURN, CALL, CONSTRAIN = (O200K_HARMONY.special[name] for name in _NAMES)
 CONTROL = (START, MESSAGE, CHANNEL, END, RETURN, CALL, CONSTRAIN)
 _FIRST_SPECIAL = O200K_HARMONY.n_ranks
-_ANSWERS_AT_ONCE = 16
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -78,32 +80,16 @@ def prompt_of(tokens: np.ndarray, mask: np.ndarray, opening: Sequence[int]) -> l
     return [*(int(token) for token in tokens[:first]), *opening]
 
 
-@torch.no_grad()
-def sampled_answers(reader: Reader, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
-    """What the model says to each prompt, greedily, up to and including `<|return|>` or `<|call|>`.
-
-    The prompts share a batch: shorter rows are filled up behind their last token, where no token before it looks.
-    """
-    device = reader.model.head_weight.device
-    rows = [list(prompt) for prompt in prompts]
-    open_rows = [number for number, prompt in enumerate(rows) if prompt]
-    for _ in range(max_new_tokens):
-        if not open_rows:
-            break
-        lengths = [len(rows[number]) for number in open_rows]
-        ids_BT = torch.zeros(len(open_rows), max(lengths), dtype=torch.int64)
-        for place, number in enumerate(open_rows):
-            ids_BT[place, : lengths[place]] = torch.tensor(rows[number])
-        hidden_BTH = reader.model.forward_hidden(ids_BT.to(device))
-        last_BH = hidden_BTH[torch.arange(len(open_rows)), torch.tensor(lengths) - 1]
-        any_label_B = torch.zeros(len(open_rows), dtype=torch.int64, device=device)
-        scores = score_tokens(
-            last_BH, reader.model.head_weight, any_label_B, valid_vocab=reader.valid_vocab, chunk=reader.chunk
-        )
-        for number, best in zip(open_rows, scores.best_N.tolist(), strict=True):
-            rows[number].append(best)
-        open_rows = [number for number in open_rows if rows[number][-1] not in (RETURN, CALL)]
-    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+def sampled_answers(
+    model: Student,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    numerics: Numerics = REFERENCE,
+) -> list[list[int]]:
+    """What the model says to each prompt, greedily, up to and including `<|return|>` or `<|call|>`."""
+    limits = Limits(max_new_tokens, stops=(RETURN, CALL), valid_vocab=VALID_VOCAB)
+    return generate(model, prompts, limits, numerics=numerics)
 
 
 @dataclass(frozen=True)
@@ -114,17 +100,15 @@ class Sampling:
     max_new_tokens: int
     decode: Decode
     assistant: Sequence[int]  # ids of the word in the header
+    numerics: Numerics = REFERENCE
 
 
-def sampled_figures(reader: Reader, dataset: AlignedDataset, sampling: Sampling) -> dict[str, float]:
+def sampled_figures(model: Student, dataset: AlignedDataset, sampling: Sampling) -> dict[str, float]:
     """Share of sampled answers that are valid; {} if nothing is held out to ask."""
     opening = [START, *sampling.assistant]
-    verdicts = []
     asked = [prompt_of(tokens, mask, opening) for tokens, mask in conversations(dataset, sampling.rows)]
-    for start in range(0, len(asked), _ANSWERS_AT_ONCE):
-        part = asked[start : start + _ANSWERS_AT_ONCE]
-        answers = sampled_answers(reader, part, max_new_tokens=sampling.max_new_tokens)
-        verdicts += [is_valid_answer([*opening, *answer], sampling.decode) for answer in answers]
+    answers = sampled_answers(model, asked, max_new_tokens=sampling.max_new_tokens, numerics=sampling.numerics)
+    verdicts = [is_valid_answer([*opening, *answer], sampling.decode) for answer in answers]
     return {"valid_answers": sum(verdicts) / len(verdicts), "answers": len(verdicts)} if verdicts else {}
 
 

@@ -23,6 +23,7 @@ import torch
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.data.harmony import EOD, HarmonyTokenizer
 from recipes.model.health import added_counts, health_rows, router_health
+from recipes.model.precision import REFERENCE, Numerics
 from recipes.model.transformer import Student
 from recipes.params.training import GateParams, HarmonyParams, NumericParams
 from recipes.recipe import Gate
@@ -42,6 +43,7 @@ class Probe:
     tokenizer: HarmonyTokenizer
     gates: GateParams
     chunk: int
+    answers: Numerics = REFERENCE  # how answers are sampled
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def measure(model: Student, probe: Probe) -> Figures:
     return {
         "held_out": _finite(held_out),
         "numeric": _finite(numbers.figures()),
-        "harmony": _finite(_harmony(reader, probe, model.config.max_sequence)),
+        "harmony": _finite(_harmony(model, reader, probe)),
         "router": router,
         "is_finite": all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()),
     }
@@ -86,17 +88,18 @@ def held_out_figures(model: Student, probe: Probe) -> tuple[dict[str, float], li
     return figures, health_rows(health)
 
 
-def _harmony(reader: Reader, probe: Probe, max_tokens: int) -> dict[str, float]:
-    settings = probe.gates.harmony
-    figures = control_token_figures(reader, probe.held_out, rows=settings.rows, max_tokens=max_tokens)
+def _harmony(model: Student, reader: Reader, probe: Probe) -> dict[str, float]:
+    settings, longest = probe.gates.harmony, model.config.max_sequence
+    figures = control_token_figures(reader, probe.held_out, rows=settings.rows, max_tokens=longest)
     if settings.mode == "sampled":
         sampling = Sampling(
             rows=settings.rows,
             max_new_tokens=settings.max_new_tokens,
             decode=probe.tokenizer.decode,
             assistant=probe.tokenizer.encode("assistant"),
+            numerics=probe.answers,
         )
-        figures |= sampled_figures(reader, probe.held_out, sampling)
+        figures |= sampled_figures(model, probe.held_out, sampling)
     return figures
 
 

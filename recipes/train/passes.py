@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recipes.model.donor import Donor
 from recipes.model.health import balance_loss
-from recipes.model.precision import Numerics
+from recipes.model.precision import REFERENCE, Numerics
 from recipes.model.routing import Routing
 from recipes.model.stream import Stream
 from recipes.model.transformer import Student
@@ -34,6 +34,11 @@ from recipes.train.capture import recording
 from recipes.train.micro_batch import MicroBatch
 
 Kind = tuple[torch.Size, frozenset[str]]
+
+
+def answers_in(numerics: Numerics) -> Numerics:
+    """How answers are sampled between a training's passes: in its dtype where those are fused, else as measured."""
+    return Numerics(numerics.dtype, is_grouped=True) if numerics.is_fused else REFERENCE
 
 
 class Found(NamedTuple):

@@ -32,6 +32,7 @@ from recipes.recipe import Context, Gate, Report, RunResult, refuse_missed
 from recipes.tensors import TORCH_DTYPES
 from recipes.train.gates import Figures, Probe, judge, measure, training_gates
 from recipes.train.loop import Phase, Scratch, Trainer
+from recipes.train.passes import answers_in
 from recipes.train.state import Identity
 from vpstore.errors import RecipeRefused
 
@@ -49,9 +50,9 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     model = load_student(parent.tensors(), config, device=runtime.device())
     require_finite(model, where=f"parent {parent.ref}")
     tokenizer = HarmonyTokenizer.from_directory(context.inputs["tokenizer"].path)
-    probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk)
     scratch = Scratch(context.scratch / STATES, Identity.of(context))
     trainer = Trainer(model, train, AlignedDataset(data, "train"), scratch, phases=phases)
+    probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk, answers_in(trainer.numerics))
     if not trainer.resume():
         trainer.record["before"] = measure(model, probe)
     trainer.run(context.progress)

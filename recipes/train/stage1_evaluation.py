@@ -21,6 +21,7 @@ import torch
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.data.harmony import HarmonyTokenizer
 from recipes.data.packing import Packing
+from recipes.model.precision import REFERENCE, Numerics
 from recipes.model.transformer import Student
 from recipes.train.conversation_validity import (
     RETURN,
@@ -44,6 +45,7 @@ class Examination:
     sizes: Mapping[str, Any]  # [smoke] of the run
     packing: Packing
     span_weights: tuple[float, float, float]
+    answers: Numerics = REFERENCE  # how answers are sampled
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def evaluate(model: Student, exam: Examination) -> dict[str, Any]:
     was_training = model.training
     model.eval()
     reader = Reader(model, VALID_VOCAB, exam.sizes["loss_chunk"])
-    found = {**held_out_figures(model, exam), **_control_tokens(reader, exam), **_answers(reader, exam)}
+    found = {**held_out_figures(model, exam), **_control_tokens(reader, exam), **_answers(model, exam)}
     model.train(was_training)
     return found
 
@@ -90,11 +92,11 @@ def _control_tokens(reader: Reader, exam: Examination) -> dict[str, Any]:
     )
 
 
-def _answers(reader: Reader, exam: Examination) -> dict[str, Any]:
+def _answers(model: Student, exam: Examination) -> dict[str, Any]:
     """Greedy answers to held-out prompts, read by the parser; `format_validity` is None if nothing is held out."""
     opening = [START, *exam.tokenizer.encode("assistant")]
     asked = [prompt_of(tokens, mask, opening) for tokens, mask in conversations(exam.held_out, exam.sizes["answers"])]
-    answers = sampled_answers(reader, asked, max_new_tokens=exam.sizes["max_new_tokens"])
+    answers = sampled_answers(model, asked, max_new_tokens=exam.sizes["max_new_tokens"], numerics=exam.answers)
     faults = [answer_fault([*opening, *answer], exam.tokenizer.decode) for answer in answers]
     return {
         "format_validity": faults.count("") / len(faults) if faults else None,

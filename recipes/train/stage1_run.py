@@ -29,6 +29,7 @@ from recipes.model.health import router_health
 from recipes.params.training import OptimizerParams, TrainingParams
 from recipes.tensors import TensorReader
 from recipes.train.loop import Scratch, Trainer
+from recipes.train.passes import answers_in
 from recipes.train.stage1_evaluation import Examination, evaluate
 from recipes.train.stage1_inputs import Stage1Inputs
 from recipes.train.stage1_log import Log, router_line, step_line
@@ -88,15 +89,17 @@ class Stage1Run:
         folders = self.inputs.folders
         model = load_student(TensorReader(folders["checkpoint"]), self.inputs.config, device=runtime.device())
         scratch = Scratch(self.out / STATES, Identity(self.digests, params.model_dump(mode="json")))
+        trainer = Trainer(model, params, AlignedDataset(folders["data"], "train"), scratch)
         self.exam = Examination(
             AlignedDataset(folders["data"], "valid"),
             HarmonyTokenizer.from_directory(folders["tokenizer"]),
             self.document["smoke"],
             params.packing,
             params.loss.span_weights,
+            answers_in(trainer.numerics),
         )
         self.student = model
-        return Trainer(model, params, AlignedDataset(folders["data"], "train"), scratch)
+        return trainer
 
     def _on_step(self, row: Row, figures: StepFigures) -> bool:
         """Log, evaluate, judge; whether the run ends here."""

@@ -17,8 +17,6 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
@@ -28,21 +26,32 @@ from recipes.model.grape import RotaryTables
 from recipes.model.routing import Routing
 
 
-@dataclass
 class Stream:
-    """State of one forward pass; the batch dimension of what does not depend on the row is 1."""
+    """State of one forward pass; the batch dimension of what does not depend on the row is 1.
 
-    positions_BT: Tensor  # int64, within the document
-    run_BT: Tensor | None = None  # int64, number of the document within its row; None: one document a row
-    kept_BT: Tensor | None = None  # bool, False at padding; None: there is none
-    rotary: RotaryTables | None = None
-    v1_BTKD: Tensor | None = None  # layer 1's values, before attention
-    collect: bool = False
-    routing: dict[int, Routing] = field(default_factory=dict)  # by layer number
-    masks: Masks | None = None  # of FlexAttention, in training on a GPU; None: attention goes by tiles
-    is_grouped: bool = False  # experts go by grouped products
-    cache: Cache | None = None  # of the tokens before, where rows grow
-    shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # score biases, reused across layers
+    A plain class: libraries that look through arguments for tensors copy dataclasses, and layers write into this one.
+    """
+
+    def __init__(
+        self,
+        positions_BT: Tensor,
+        run_BT: Tensor | None = None,
+        kept_BT: Tensor | None = None,
+        *,
+        collect: bool = False,
+        cache: Cache | None = None,
+    ) -> None:
+        self.positions_BT = positions_BT  # int64, within the document
+        self.run_BT = run_BT  # int64, number of the document within its row; None: one document a row
+        self.kept_BT = kept_BT  # bool, False at padding; None: there is none
+        self.rotary: RotaryTables | None = None
+        self.v1_BTKD: Tensor | None = None  # layer 1's values, before attention
+        self.collect = collect
+        self.routing: dict[int, Routing] = {}  # by layer number
+        self.masks: Masks | None = None  # of FlexAttention, in training on a GPU; None: attention goes by tiles
+        self.is_grouped = False  # experts go by grouped products
+        self.cache = cache  # of the tokens before, where rows grow
+        self.shared: dict[tuple[object, ...], Tensor] = {}  # score biases, reused across layers
 
     @classmethod
     def of(

@@ -40,10 +40,12 @@ from recipes.train.head_loss import weighted_losses
 from recipes.train.losses import VALID_VOCAB, token_weights, weighted_token_losses
 from recipes.train.memory import memory_refused, require_can_train
 from recipes.train.micro_batch import MicroBatch, read_ahead
-from recipes.train.optimizer import Stepper, clip_gradients, gradient_norm
+from recipes.train.optimizer import Stepper, clip_gradients
 from recipes.train.optimizer_gpu import optimizer_of
 from recipes.train.passes import Passes
+from recipes.train.ranks import ranks_here
 from recipes.train.schedule import factor
+from recipes.train.sharding import sharding_of
 from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
 from recipes.train.step_figures import Row, StepFigures
 from vpstore.errors import RecipeRefused
@@ -87,21 +89,23 @@ class Trainer:
         optimizer: Stepper | None = None,
     ) -> None:
         self.model, self.params, self.dataset, self.scratch = model, params, dataset, scratch
+        self.ranks = ranks_here()
         self.packed = packed_rows(dataset, params.packing, sequence_length=params.sequence_length, seed=params.seed)
         self.phases = sorted(phases, key=lambda phase: phase.first_step)
         self.device = model.head_weight.device
-        require_can_train(model, params)  # before the optimizer takes its memory
-        self.optimizer = optimizer or optimizer_of(dict(model.named_parameters()), params.optimizer)
+        require_can_train(model, params, ranks=self.ranks.world)  # before the optimizer takes its memory
+        self.sharding = sharding_of(model, self.ranks)
+        self.optimizer = optimizer or optimizer_of(self.sharding.weights, params.optimizer)
         self.valid_vocab = min(VALID_VOCAB, model.head_weight.shape[0])
         # On a GPU everything that has a kernel of its own goes through it; on a CPU the reference is what runs.
         dtype: torch.dtype = getattr(torch, params.precision)
         self.numerics = Numerics(dtype, is_fused=self.device.type == "cuda" and model.can_be_fused(dtype))
         model.recompute = params.recompute
-        self.passes = Passes(model, self.numerics)
+        self.passes = Passes(model, self.numerics, can_capture=self.ranks.world == 1)
         self._phase: Phase | None = None
         self.step = 0
         self.record: dict[str, Any] = {"rows": [], "stopped": None}
-        self.world = 1  # processes that share a step's rows; here they take turns, and only rounding changes
+        self.world = self.ranks.world  # that share a step's rows; in one process they take turns
         self.on_step: OnStep | None = None
         torch.manual_seed(params.seed)
 
@@ -134,11 +138,14 @@ class Trainer:
         Returns: whether there was one.
         Raises:  RecipeRefused: the state belongs to another run or is damaged, or the data it stood at is not here.
         """
-        state = load_state(self.scratch.folder, self.scratch.identity)
+        into = None
+        if self.ranks.world > 1:
+            into = {"weights": self.model.state_dict(), "optimizer": self.sharding.stored(self.optimizer.saved()[0])}
+        state = load_state(self.scratch.folder, self.scratch.identity, into=into, ranks=self.ranks)
         if state is None:
             return False
         self.model.load_state_dict(state.weights, strict=True)
-        self.optimizer.load(state.optimizer, state.optimizer_steps)
+        self.optimizer.load(self.sharding.local(state.optimizer), state.optimizer_steps)
         restore_random(state.random)
         self.step, self.record = state.step, state.record
         if state.position != self.position:
@@ -154,9 +161,16 @@ class Trainer:
     def save(self) -> None:
         """Keep the state of this moment."""
         tensors, steps = self.optimizer.saved()
-        weights = self.model.state_dict()
-        state = TrainingState(self.step, weights, tensors, steps, random_states(), self.record, self.position)
-        save_state(self.scratch.folder, state, self.scratch.identity)
+        state = TrainingState(
+            self.step,
+            self.model.state_dict(),
+            self.sharding.stored(tensors),
+            steps,
+            random_states(),
+            self.record,
+            self.position,
+        )
+        save_state(self.scratch.folder, state, self.scratch.identity, ranks=self.ranks)
 
     def run(self, progress: Progress) -> None:
         """Train to the last step, or to the first one that is not finite; both end with the state in memory only."""
@@ -193,10 +207,11 @@ class Trainer:
         phase = self._enter_phase()
         self.passes.zero_gradients()
         figures = self._accumulate(batch)
-        norm_on_device = gradient_norm(self.optimizer.weights)
+        self.sharding.complete_gradients()
+        norm_on_device = self.sharding.norm()
         self.optimizer.prepare(share := self._share_of_peak(phase))
         norm = float(norm_on_device)  # here, and in `settle`, the host waits for the device
-        figures.settle()
+        figures.settle(self.ranks)
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
             self.record["stopped"] = {"step": self.step + 1, "loss": str(figures.loss), "gradient_norm": str(norm)}
             return None
@@ -213,8 +228,7 @@ class Trainer:
     def _enter_phase(self) -> Phase:
         phase = [one for one in self.phases if one.first_step <= self.step][-1]
         if phase is not self._phase:
-            for name, weight in self.model.named_parameters():
-                weight.requires_grad_(phase.is_trained(name))
+            self.sharding.train(phase.is_trained)
             self._phase = phase
         return phase
 
@@ -233,7 +247,7 @@ class Trainer:
         rows = batch.ids_BT.shape[0]
         routed = [
             self._micro_batch(part, figures, of_rows=rows)
-            for share in shares
+            for share in (shares if self.ranks.world == 1 else [shares[self.ranks.rank]])
             for part in share.cut(self.params.micro_sequences)
         ]
         figures.expert_counts = added_counts(routed)
@@ -246,9 +260,9 @@ class Trainer:
         # The blocks of `losses` are made for a CPU's cache, and for float32.
         is_blocked = self.device.type == "cpu" and hidden_BTH.dtype == torch.float32
         losses = weighted_token_losses if is_blocked else weighted_losses
-        loss, nll_N = losses(
+        loss, nll_N = self.sharding.with_head(
+            losses,
             sent.counted(hidden_BTH),
-            self.model.head_weight,
             sent.labels_N,
             self._weights(sent.span_N, figures.counts),
             valid_vocab=self.valid_vocab,

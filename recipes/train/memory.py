@@ -23,6 +23,7 @@ from recipes.model.donor import Donor
 from recipes.model.transformer import Student
 from recipes.params.training import TrainingParams
 from recipes.train.optimizer import BATCH_ELEMENTS_ON_GPU, kind_of
+from recipes.train.sharding import shared_names
 from vpstore.errors import RecipeRefused
 
 _GIB = 1 << 30
@@ -53,10 +54,11 @@ class StepMemory(NamedTuple):
         return f"{self.total / _GIB:.1f} GiB: {parts}"
 
 
-def step_memory(model: Student | Donor, params: TrainingParams) -> StepMemory:
-    """What a step takes, from shapes alone; the model may lie on the meta device."""
+def step_memory(model: Student | Donor, params: TrainingParams, *, ranks: int = 1) -> StepMemory:
+    """What a step takes of each rank, from shapes alone; the model may lie on the meta device."""
     weights = dict(model.named_parameters())
-    counts = {name: weight.numel() for name, weight in weights.items()}
+    shared = shared_names(model) if isinstance(model, Student) and ranks > 1 else ()
+    counts = {name: weight.numel() // (ranks if name in shared else 1) for name, weight in weights.items()}
     states = {name: 1 if kind_of(name, weight) == "matrix" else 2 for name, weight in weights.items()}
     narrow = 2 if params.precision == "bfloat16" else _FLOAT32
     tokens = params.micro_sequences * params.sequence_length
@@ -75,7 +77,7 @@ def step_memory(model: Student | Donor, params: TrainingParams) -> StepMemory:
     return parts._replace(workspace=parts.workspace + int(_GAPS * (parts.total - parts.workspace)))
 
 
-def require_can_train(model: Student | Donor, params: TrainingParams) -> None:
+def require_can_train(model: Student | Donor, params: TrainingParams, *, ranks: int = 1) -> None:
     """Refuse what would fail, or go wrong unseen, once it ran.
 
     Raises:  RecipeRefused: rows longer than the model's longest, a card without bfloat16, too little memory on it.
@@ -99,7 +101,7 @@ def require_can_train(model: Student | Donor, params: TrainingParams) -> None:
             found=".".join(map(str, torch.cuda.get_device_capability(device))),
             next_step='set train.precision = "float32", or take another card',
         )
-    needed = step_memory(model, params)
+    needed = step_memory(model, params, ranks=ranks)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if needed.total > free:
         raise _too_little(params, str(needed), f"{free / _GIB:.1f} GiB free beside the weights")

@@ -52,8 +52,9 @@ class Found(NamedTuple):
 class Passes:
     """The passes of one run."""
 
-    def __init__(self, model: Student | Donor, numerics: Numerics) -> None:
+    def __init__(self, model: Student | Donor, numerics: Numerics, *, can_capture: bool = True) -> None:
         self.model, self.numerics = model, numerics
+        self.can_capture = can_capture and numerics.is_fused  # not what waits for other ranks
         self._trained = frozenset[str]()
         self._seen: Kind | None = None
         self._captured: _Captured | None = None
@@ -76,7 +77,7 @@ class Passes:
         state = Stream.of(
             sent.documents_BT, device=sent.ids_BT.device, collect=True, marks_padding=self.numerics.is_fused
         )
-        if not self.numerics.is_fused:
+        if not self.can_capture:
             return _found(self.model.hidden_of(sent.ids_BT, state, self.numerics), state)
         kind = (sent.ids_BT.shape, self._trained)
         if kind != self._seen:

@@ -1,8 +1,10 @@
 """Training state on disk: everything that the next step depends on, whole or absent, and never for another run.
 
-Place in the path: loop -> **state** -> scratch folder -> loop. A state is a folder `state-<step>` with
-`tensors.safetensors` (weights with expert biases and frequencies, both optimizers, random generators) and `state.json`
-(step, counters, position in data and schedule, the rows logged so far, and the identity of the run). No pickle.
+Place in the path: loop -> **state** -> scratch folder -> loop. A state is a folder `state-<step>` with tensors
+(weights with expert biases and frequencies, both optimizers, random generators) and `state.json` (step, counters,
+position in data and schedule, the rows logged so far, and the identity of the run). One process writes its tensors as
+`tensors.safetensors`; of several each writes its part, as torch.distributed.checkpoint lays parts out in safetensors
+files. Either is read by any number of processes. No pickle.
 
 Invariants: a folder gets its final name only after its bytes are on the disk, so a kill at any moment leaves the last
 whole state; a state of another parent, data set, tokenizer or config is refused, and the refusal says which; loading
@@ -18,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from recipes import runtime
 from recipes.recipe import Context
+from recipes.train.ranks import ALONE, Ranks
 from vpstore.errors import RecipeRefused
 
 FORMAT = 2
@@ -76,34 +80,51 @@ class TrainingState:
     position: dict[str, int] = field(default_factory=dict)  # where the next step reads, and where the schedule is
 
 
-def save_state(folder: Path, state: TrainingState, identity: Identity) -> Path:
+def save_state(folder: Path, state: TrainingState, identity: Identity, *, ranks: Ranks = ALONE) -> Path:
     """Write a state and drop the older ones; a state of the same step that is there already is kept.
 
+    Args:    ranks: those that hold a part of the state each; all of them must come here.
     Returns: the state's folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{state.step:08d}"
-    if not final.exists():
-        work = folder / f"{_UNFINISHED}{state.step:08d}"
+    work = folder / f"{_UNFINISHED}{state.step:08d}"
+    is_new = not final.exists()
+    if ranks.is_first and is_new:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        work.mkdir(parents=True)
+    ranks.wait()
+    if is_new:
         tensors = {f"{part}|{name}": t for part in _PARTS for name, t in sorted(getattr(state, part).items())}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work / TENSORS)
-        (work / DOCUMENT).write_text(json.dumps(_document(state, identity, work / TENSORS), sort_keys=True))
-        for path in (work / TENSORS, work / DOCUMENT, work):
-            _sync(path)
-        work.rename(final)
-        _sync(folder)
-    for older in folder.iterdir():
-        if older.name.startswith((_PREFIX, _UNFINISHED)) and older != final:
-            shutil.rmtree(older)
+        _write(work, {name: tensor.detach() for name, tensor in tensors.items()}, ranks)
+        ranks.wait()
+    if ranks.is_first:
+        if is_new:
+            (work / DOCUMENT).write_text(json.dumps(_document(state, identity, work), sort_keys=True))
+            for path in (*work.iterdir(), work):
+                _sync(path)
+            work.rename(final)
+            _sync(folder)
+        for older in folder.iterdir():
+            if older.name.startswith((_PREFIX, _UNFINISHED)) and older != final:
+                shutil.rmtree(older)
+    ranks.wait()
     return final
+
+
+def _write(work: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    if ranks.world == 1:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, work / TENSORS)
+        return
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # one process has no use for it
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
 
 
 _PARTS = ("weights", "optimizer", "random")
 
 
-def _document(state: TrainingState, identity: Identity, tensors: Path) -> dict[str, Any]:
+def _document(state: TrainingState, identity: Identity, work: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "identity": identity.facts(),
@@ -111,12 +132,16 @@ def _document(state: TrainingState, identity: Identity, tensors: Path) -> dict[s
         "position": state.position,
         "record": state.record,
         "step": state.step,
-        "tensors": _digest(tensors),
+        "tensors": _digest(work),
     }
 
 
-def _digest(path: Path) -> str:
-    return "blake3:" + blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+def _digest(folder: Path) -> str:
+    """Of the one file with tensors; of several, that of their digests in the order of the files' names."""
+    found = [blake3(max_threads=blake3.AUTO).update_mmap(path) for path in sorted(folder.glob("*.safetensors"))]
+    if len(found) == 1:
+        return "blake3:" + found[0].hexdigest()
+    return "blake3:" + blake3(b"".join(one.digest() for one in found)).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -127,9 +152,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def load_state(folder: Path, identity: Identity) -> TrainingState | None:
+def load_state(
+    folder: Path, identity: Identity, *, into: Mapping[str, Mapping[str, Tensor]] | None = None, ranks: Ranks = ALONE
+) -> TrainingState | None:
     """The newest state of this run, or None.
 
+    Args:    into: tensors of `weights` and of `optimizer` that are to be filled where they lie; those that are shared
+             out get this rank's part. None: all are made anew, whole and on the CPU.
     Raises:  RecipeRefused: the state belongs to another run (it says in what), or its bytes are damaged.
     """
     found = sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
@@ -138,14 +167,34 @@ def load_state(folder: Path, identity: Identity) -> TrainingState | None:
     newest = found[-1]
     document = _read_document(newest)
     _require_same(newest, document["identity"], identity.facts())
-    if document["tensors"] != _digest(newest / TENSORS):
-        raise _damaged(newest, document["tensors"], _digest(newest / TENSORS))
+    if ranks.is_first and document["tensors"] != (digest := _digest(newest)):
+        raise _damaged(newest, document["tensors"], digest)
+    ranks.wait()
     counters = document["optimizer_steps"]
     state = TrainingState(document["step"], {}, {}, counters, {}, document["record"], document["position"])
-    for key, tensor in load_file(newest / TENSORS).items():
+    given = {f"{part}|{name}": tensor for part, named in (into or {}).items() for name, tensor in named.items()}
+    for key, tensor in _read(newest, given, ranks).items():
         part, _, name = key.partition("|")
         getattr(state, part)[name] = tensor
     return state
+
+
+def _read(folder: Path, given: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    if not given and (folder / TENSORS).exists():
+        return load_file(folder / TENSORS)
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    wanted: dict[str, Tensor] = {}
+    for key, entry in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)  # a state holds nothing else
+        wanted[key] = given[key] if key in given else torch.empty(entry.size, dtype=entry.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which one process asks for
+        load(wanted, storage_reader=reader, no_dist=ranks.world == 1)
+    return wanted
 
 
 def _read_document(folder: Path) -> dict[str, Any]:

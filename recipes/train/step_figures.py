@@ -23,6 +23,7 @@ from torch import Tensor
 from recipes.data.batches import Batch
 from recipes.model.routing import Routing
 from recipes.train.losses import SPANS
+from recipes.train.ranks import ALONE, Ranks
 
 Row = dict[str, Any]
 
@@ -64,13 +65,22 @@ class StepFigures:
         sums = [torch.where(span_N == span, nll_N.double(), 0.0).sum() for span in range(len(SPANS))]
         self._parts.append(torch.stack([*wide, *sums]))
 
-    def settle(self) -> None:
-        """Wait for the device, and take the sums over."""
-        for loss, balance, *sums in torch.stack(self._parts).tolist():
+    def settle(self, ranks: Ranks = ALONE) -> None:
+        """Wait for the device, and take the sums over all micro-batches of all ranks."""
+        self._add_layers_of(ranks)
+        for loss, balance, *sums in ranks.stacked(torch.stack(self._parts)).tolist():
             self.loss += loss + balance
             self.balance += balance
             self.nll = tuple(old + new for old, new in zip(self.nll, sums, strict=True))
         self._parts.clear()
+
+    def _add_layers_of(self, ranks: Ranks) -> None:
+        """Make what the layers said that of all ranks."""
+        if self.expert_counts:
+            added = ranks.added_all(list(self.expert_counts.values()))
+            self.expert_counts = dict(zip(self.expert_counts, added, strict=True))
+        for table in (self.layer_balance, self.layer_score_entropy):
+            table.update(zip(table, ranks.added_all(list(table.values())), strict=True))
 
     def add_layers(self, routing: Mapping[int, Routing], *, of_rows: float, of_tokens: float) -> None:
         """Add what the layers with experts say of one micro-batch.

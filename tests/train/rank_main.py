@@ -1,0 +1,58 @@
+"""What each rank of test_ranks.py runs: one training, its figures and weights written by the first."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from training_pico import params_table, pico_config, pico_moe
+
+from recipes.data.batches import AlignedDataset
+from recipes.model.transformer import Student
+from recipes.params.heal import Params
+from recipes.train.loop import Phase, Scratch, Trainer
+from recipes.train.state import Identity
+
+
+def trainer_of(data: Path, folder: Path, *, steps: int, experts: bool, phases: bool) -> Trainer:
+    """A pico student in training; the same start everywhere."""
+    sizes = {"sequence_length": 24, "sequences": 4, "micro_sequences": 1}
+    table = params_table(steps=steps, save_every_steps=steps - 1, packing="whole_row", **sizes)
+    params = Params.model_validate_json(json.dumps(table)).train
+    model = Student(pico_moe() if experts else pico_config())
+    model.draw(torch.Generator().manual_seed(1))
+    scratch = Scratch(folder / "states", Identity({}, params.model_dump(mode="json")))
+    new = (Phase("new", 0, lambda name: ".layers.1." in name), Phase("all", steps // 2, lambda name: True))
+    options: dict[str, Any] = {"phases": new} if phases else {}
+    return Trainer(model, params, AlignedDataset(data, "train"), scratch, **options)
+
+
+def train(data: Path, folder: Path, *, steps: int, kind: str = "experts", until: int | None = None) -> None:
+    """Go on from a state if there is one, to the end or to a step; what came out lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = trainer_of(data, folder, steps=steps, experts=kind != "dense", phases=kind == "phases")
+    trainer.resume()
+    trainer.on_step = lambda row, figures: trainer.step == until
+    trainer.run(lambda *_: None)
+    if until is not None:
+        trainer.save()
+    with trainer.sharding.whole():
+        weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    weights |= {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    if trainer.ranks.is_first:
+        save_file(weights, folder / f"weights-{trainer.step}.safetensors")
+        (folder / f"rows-{trainer.step}.json").write_text(json.dumps(trainer.rows))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    dist.init_process_group("gloo")
+    for case in json.loads(sys.argv[1]):
+        train(Path(case.pop("data")), Path(case.pop("folder")), **case)
+    dist.destroy_process_group()

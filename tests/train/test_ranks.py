@@ -1,0 +1,132 @@
+"""Two ranks on loopback against one process: the same training to rounding, states that either takes up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_main
+import torch
+from safetensors.torch import load_file
+from training_pico import pico_moe, write_data
+
+from recipes.model.transformer import Student
+from recipes.train.sharded import require_divides
+from recipes.train.sharding import shared_names
+from vpstore.errors import RecipeRefused
+
+HERE = Path(__file__).parent
+# Two orders of summation, after so many steps: how far apart a step's loss is, and a weight relative to its norm.
+APART = {3: (1e-5, 1e-3), 50: (2e-4, 2e-2)}
+Runs = tuple[Path, int]  # folder, steps
+
+
+def on_two_ranks(cases: list[dict[str, Any]]) -> None:
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
+    command += ["--rdzv_endpoint=localhost:0", str(HERE / "rank_main.py"), json.dumps(cases)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def rows_of(folder: Path, step: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / f"rows-{step}.json").read_text())
+    return rows
+
+
+@pytest.fixture(scope="module", params=[3, pytest.param(50, marks=pytest.mark.slow)])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every run that the tests look at: on two ranks in one launch, and in this process."""
+    root, steps = tmp_path_factory.mktemp("ranks"), request.param
+    write_data(root / "data")
+    half = {"steps": steps, "until": steps - 1}
+
+    def case(name: str, **options: Any) -> dict[str, Any]:
+        return {"data": str(root / "data"), "folder": str(root / "two" / name), "steps": steps, **options}
+
+    def in_one(name: str, **options: Any) -> None:
+        rank_main.train(root / "data", root / "one" / name, **{"steps": steps, **options})
+
+    def handed_over(name: str, source: str, target: str) -> None:
+        shutil.copytree(root / source / name / "states", root / target / name / "states")
+
+    in_one("taken-over", **half)
+    handed_over("taken-over", "one", "two")
+    cases = [case("experts"), case("handed-on", **half), case("taken-over")]
+    if steps > 3:
+        cases += [case(kind, kind=kind) for kind in ("dense", "phases")]
+        for kind in ("dense", "phases"):
+            in_one(kind, kind=kind)
+    on_two_ranks([*cases, case("handed-on")])
+    in_one("experts")
+    handed_over("handed-on", "two", "one")
+    in_one("handed-on")
+    return root, steps
+
+
+def apart(one: Path, other: Path, steps: int) -> float:
+    """The largest distance between two runs' weights, relative to the weights' norm."""
+    found, expected = (load_file(path / f"weights-{steps}.safetensors") for path in (one, other))
+    assert found.keys() == expected.keys()
+    return max(
+        float((found[name].double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-3))
+        for name, wanted in expected.items()
+    )
+
+
+def require_alike(one: Path, other: Path, steps: int) -> None:
+    in_loss, in_weights = APART[steps]
+    found, expected = rows_of(one, steps), rows_of(other, steps)
+    assert len(found) == len(expected) == steps
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=in_loss)
+    assert apart(one, other, steps) < in_weights
+    assert expected[-1]["loss"] < expected[0]["loss"] - 0.01
+
+
+def test_two_ranks_train_as_one_process_does_and_take_up_each_others_states(runs: Runs) -> None:
+    root, steps = runs
+    require_alike(root / "two" / "experts", root / "one" / "experts", steps)
+    require_alike(root / "two" / "taken-over", root / "one" / "experts", steps)
+    require_alike(root / "one" / "handed-on", root / "two" / "experts", steps)
+    if steps > 3:
+        require_alike(root / "two" / "dense", root / "one" / "dense", steps)
+        require_alike(root / "two" / "phases", root / "one" / "phases", steps)
+
+
+def test_the_first_step_counts_and_routes_exactly_alike(runs: Runs) -> None:
+    root, steps = runs
+    one, two = (rows_of(root / world / "experts", steps)[0] for world in ("one", "two"))
+    for key in one:
+        exact = not isinstance(one[key], float) or key.startswith(("router_", "rate_"))
+        assert two[key] == (one[key] if exact else pytest.approx(one[key], rel=1e-6)), key
+
+
+def test_the_same_ranks_give_the_same_bits_after_a_stop(runs: Runs) -> None:
+    root, steps = runs
+    stopped, whole = root / "two" / "handed-on", root / "two" / "experts"
+    assert apart(stopped, whole, steps) == 0
+    assert rows_of(stopped, steps) == rows_of(whole, steps)
+
+
+def test_a_state_of_two_ranks_is_two_files_without_pickle(runs: Runs) -> None:
+    (state,) = (runs[0] / "two" / "experts" / "states").iterdir()
+    assert len(list(state.glob("*.safetensors"))) == 2
+    assert {path.suffix for path in state.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_number_of_ranks_that_does_not_divide_the_experts_is_refused() -> None:
+    with torch.device("meta"):
+        model = Student(pico_moe())
+    with pytest.raises(RecipeRefused, match="so many ranks") as refused:
+        require_divides(model, shared_names(model), 3)
+    assert "3 ranks" in refused.value.found

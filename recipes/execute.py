@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes import launch
 from recipes.job import Job
 from recipes.planned import PlannedTensor
 from recipes.recipe import Plan, PlannedFile, PlanRecipe, Progress, Report, RunRecipe, json_file, refuse_missed
@@ -52,6 +53,8 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
     Args:    order: in which order a plan's tensors are computed; the result does not depend on it.
     Raises:  RecipeRefused, GateMissed: with the figures; what was computed stays in the scratch folder.
     """
+    if job.ranks > 1:
+        return launch.on_ranks(_carry_out_on_rank, replace(job, ranks=1), job.ranks, progress)
     recipe = job.recipe()
     if isinstance(recipe, RunRecipe):
         result = recipe.run(job.context(progress))
@@ -77,6 +80,18 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
     reports = report_files(report)
     _refuse_twice([*made, *(file.name for file in reports)])
     return Made({**made, **write_files(job.scratch / "files", reports)}, job.intermediates, report)
+
+
+def _carry_out_on_rank(job: Job, progress: Progress) -> Made:
+    """Every rank runs the recipe; the first one writes what came out, and what the others give is not looked at."""
+    from recipes.train.ranks import ranks_here
+
+    if ranks_here().is_first:
+        return carry_out(job, progress)
+    recipe = job.recipe()
+    assert isinstance(recipe, RunRecipe)  # nothing else runs on ranks
+    refuse_missed(recipe.run(job.context(progress)).report.gates, where=job.entry)
+    return Made({}, {}, Report())
 
 
 def _finished(name: str, value: Tensor) -> PlannedTensor:

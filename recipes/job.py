@@ -36,6 +36,7 @@ class Job:
     sources: Mapping[str, Path]
     scratch: Path
     intermediates: Mapping[str, Path] = field(default_factory=dict)
+    ranks: int = 1  # processes that share the rows of a training
 
     def context(self, progress: Progress) -> Context:
         """What the recipe sees."""

@@ -34,9 +34,20 @@ from vpstore.schema.ref import StageRef
 CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
 # Never in one: they move bytes, or hold values that stand in the key themselves.
 CODE_EXCLUDE = (
-    *("recipes.run", "recipes.execute", "recipes.recompute", "recipes.job", "recipes.config", "recipes.params"),
+    *(
+        "recipes.run",
+        "recipes.execute",
+        "recipes.launch",
+        "recipes.recompute",
+        "recipes.job",
+        "recipes.config",
+        "recipes.params",
+    ),
     "vpstore",
 )
+
+# Recipes whose rows are shared out where the profile says `runtime.ranks`.
+ON_RANKS = ("recipes.heal", "recipes.wake_up")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +71,7 @@ def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
         sources=tuple(s for role, path in declared.sources.items() for s in _sources(checkout.root, role, path)),
         tokenizer=_tokenizer(objects.tokenizers, declared.tokenizer),
         verbatim=bool(getattr(params, "verbatim", False)),
+        settings={"ranks": _ranks(profile, checkout)} if declared.recipe in ON_RANKS else {},
     )
 
 
@@ -90,6 +102,8 @@ def environment(prepared: Prepared) -> dict[str, str]:
         "python": ".".join(platform.python_version_tuple()[:2]),
         "device": " ".join([device, platform.machine(), *kinds]),
     }
+    if prepared.settings.get("ranks", 1) > 1:
+        found["ranks"] = str(prepared.settings["ranks"])
     for name in sorted({name for file in files for name in _imported(_ROOT / file.path)}):
         try:
             found[name] = metadata.version(name)
@@ -147,7 +161,8 @@ def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path)
     threads = params.pop("runtime")["threads"]
     parents = {role: InputArtifact(role, found.ref, str(found.artifact), found.path) for role, found in inputs.items()}
     sources = {source.role: source.path for source in prepared.sources}
-    return Job(prepared.recipe_entry, params, threads, parents, sources, scratch)
+    ranks = prepared.settings.get("ranks", 1)
+    return Job(prepared.recipe_entry, params, threads, parents, sources, scratch, ranks=ranks)
 
 
 def _staged(made: execute.Made) -> Staged:
@@ -170,6 +185,19 @@ def _threads(profile: Mapping[str, Any], checkout: Checkout) -> int:
             next_step="add [runtime] threads = 2",
         )
     return threads
+
+
+def _ranks(profile: Mapping[str, Any], checkout: Checkout) -> int:
+    ranks = profile.get("runtime", {}).get("ranks", 1)
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+        raise UsageError(
+            "the profile gives no number of ranks",
+            where=f"{checkout.profile_path.name}: runtime.ranks",
+            expected="a whole number above 0: the processes that share the rows of a training",
+            found=repr(ranks),
+            next_step="write [runtime] ranks = 1, or leave it out",
+        )
+    return ranks
 
 
 def _sources(root: Path, role: str, provenance: str) -> list[PreparedSource]:

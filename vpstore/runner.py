@@ -65,6 +65,8 @@ class Prepared:
     sources: tuple[PreparedSource, ...] = ()
     tokenizer: TokenizerRecord | None = None
     verbatim: bool = False  # a donor: no provenance.json is added
+    # JSON: how to run it, in no key. What of it may change bytes belongs into what `environment` says.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,13 @@ def measure(model: Student, probe: Probe) -> Figures:
         "numeric": _finite(numbers.figures()),
         "harmony": _finite(_harmony(model, reader, probe)),
         "router": router,
-        "is_finite": all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()),
+        "is_finite": all(bool(torch.isfinite(tensor).all()) for tensor in named_tensors(model).values()),
     }
+
+
+def named_tensors(model: Student) -> dict[str, torch.Tensor]:
+    """Weights and buffers as they lie: a model that is shared out and put together for a while is whole here."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -43,9 +43,9 @@ from recipes.train.micro_batch import MicroBatch, read_ahead
 from recipes.train.optimizer import Stepper, clip_gradients
 from recipes.train.optimizer_gpu import optimizer_of
 from recipes.train.passes import Passes
-from recipes.train.ranks import ranks_here
+from recipes.train.ranks import Ranks, ranks_here
 from recipes.train.schedule import factor
-from recipes.train.sharding import sharding_of
+from recipes.train.sharding import Whole
 from recipes.train.state import Identity, TrainingState, load_state, random_states, restore_random, save_state
 from recipes.train.step_figures import Row, StepFigures
 from vpstore.errors import RecipeRefused
@@ -90,11 +90,12 @@ class Trainer:
     ) -> None:
         self.model, self.params, self.dataset, self.scratch = model, params, dataset, scratch
         self.ranks = ranks_here()
+        self.ranks.require_same("parent, data and params", repr(sorted(scratch.identity.facts().items())))
         self.packed = packed_rows(dataset, params.packing, sequence_length=params.sequence_length, seed=params.seed)
         self.phases = sorted(phases, key=lambda phase: phase.first_step)
         self.device = model.head_weight.device
         require_can_train(model, params, ranks=self.ranks.world)  # before the optimizer takes its memory
-        self.sharding = sharding_of(model, self.ranks)
+        self.sharding = _sharding(model, self.ranks)
         self.optimizer = optimizer or optimizer_of(self.sharding.weights, params.optimizer)
         self.valid_vocab = min(VALID_VOCAB, model.head_weight.shape[0])
         # On a GPU everything that has a kernel of its own goes through it; on a CPU the reference is what runs.
@@ -138,9 +139,7 @@ class Trainer:
         Returns: whether there was one.
         Raises:  RecipeRefused: the state belongs to another run or is damaged, or the data it stood at is not here.
         """
-        into = None
-        if self.ranks.world > 1:
-            into = {"weights": self.model.state_dict(), "optimizer": self.sharding.stored(self.optimizer.saved()[0])}
+        into = self.sharding.places(self.optimizer.saved()[0])
         state = load_state(self.scratch.folder, self.scratch.identity, into=into, ranks=self.ranks)
         if state is None:
             return False
@@ -161,21 +160,15 @@ class Trainer:
     def save(self) -> None:
         """Keep the state of this moment."""
         tensors, steps = self.optimizer.saved()
-        state = TrainingState(
-            self.step,
-            self.model.state_dict(),
-            self.sharding.stored(tensors),
-            steps,
-            random_states(),
-            self.record,
-            self.position,
-        )
+        weights, stored = self.model.state_dict(), self.sharding.stored(tensors)
+        state = TrainingState(self.step, weights, stored, steps, random_states(), self.record, self.position)
         save_state(self.scratch.folder, state, self.scratch.identity, ranks=self.ranks)
 
     def run(self, progress: Progress) -> None:
         """Train to the last step, or to the first one that is not finite; both end with the state in memory only."""
         self.model.train()
         self.record["stopped"] = None  # a step that was refused is tried again
+        self.ranks.note(self.record, self.step)
         try:
             self._steps(progress)
         finally:  # the gates that follow want the memory
@@ -190,8 +183,7 @@ class Trainer:
             if figures is None:
                 return
             self.step += 1
-            is_ended = self.on_step is not None and self.on_step(self.record["rows"][-1], figures)
-            if is_ended:
+            if self.on_step is not None and self.on_step(self.record["rows"][-1], figures):
                 return
             if self.step % self.params.save_every_steps == 0 and self.step < self.params.steps:
                 self.save()
@@ -233,8 +225,8 @@ class Trainer:
         return phase
 
     def _share_of_peak(self, phase: Phase) -> float:
-        s = self.params.schedule
-        share = factor(self.step, total=self.params.steps, warmup=s.warmup_steps, shape=s.shape, final=s.final)
+        s, steps = self.params.schedule, self.params.steps
+        share = factor(self.step, total=steps, warmup=s.warmup_steps, shape=s.shape, final=s.final)
         if phase.warmup_steps:
             share *= min(1.0, (self.step - phase.first_step + 1) / phase.warmup_steps)
         return share
@@ -276,12 +268,11 @@ class Trainer:
         return routing
 
     def _weights(self, span_N: Tensor, counts: tuple[int, ...]) -> Tensor:
-        loss = self.params.loss
-        return token_weights(span_N, counts, loss=loss.kind, span_weights=loss.span_weights)
+        return token_weights(span_N, counts, loss=self.params.loss.kind, span_weights=self.params.loss.span_weights)
 
     def _row(self, figures: StepFigures, phase: Phase, share: float, norm: float) -> Row:
-        recent = [row["loss"] for row in self.record["rows"][-self.params.spikes.window :]]
-        is_judged = len(recent) == self.params.spikes.window
+        spikes = self.params.spikes
+        recent = [row["loss"] for row in self.record["rows"][-spikes.window :]]
         consumed = (self.step + 1) * self.params.sequences
         tokens = self.packed.tokens_before(consumed)
         return {
@@ -289,7 +280,7 @@ class Trainer:
             "phase": phase.name,
             "loss": figures.loss,
             "balance_loss": figures.balance,
-            "is_spike": is_judged and figures.loss > self.params.spikes.factor * median(recent),
+            "is_spike": len(recent) == spikes.window and figures.loss > spikes.factor * median(recent),
             "gradient_norm": norm,
             "consumed_samples": consumed,
             "consumed_tokens": tokens,  # here and below: without padding
@@ -299,3 +290,11 @@ class Trainer:
             **figures.cross_entropies(),
             **{f"rate_{kind}": rate for kind, rate in self.optimizer.rates(share).items()},
         }
+
+
+def _sharding(model: Student | Donor, ranks: Ranks) -> Whole:
+    if ranks.world == 1:
+        return Whole(model)
+    from recipes.train.sharded import shared_out  # what it asks of torch takes seconds to load
+
+    return shared_out(model, ranks)

@@ -13,11 +13,13 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vpstore.errors import RecipeRefused
 
 _BUCKET = 1 << 25  # elements that are summed in one message
 
@@ -64,6 +66,31 @@ class Ranks(NamedTuple):
         dist.all_gather_into_tensor(found, rows.contiguous())
         return found
 
+    def require_same(self, what: str, value: str) -> None:
+        """Hold that every rank was given the same.
+
+        Raises:  RecipeRefused: on every rank, if one was not.
+        """
+        if self.world == 1:
+            return
+        found: list[str] = [""] * self.world
+        dist.all_gather_object(found, value)
+        if len(set(found)) > 1:
+            different = [rank for rank, one in enumerate(found) if one != found[0]]
+            raise RecipeRefused(
+                "the ranks of a training do not agree",
+                where=what,
+                expected="the same on every rank",
+                found=f"another on rank {', '.join(map(str, different))} than on rank 0",
+                next_step="start all ranks from one build",
+            )
+
+    def note(self, record: dict[str, Any], step: int) -> None:
+        """Write down, in what a run keeps, from which step on there were how many ranks."""
+        history = record.setdefault("ranks", [])
+        if not history or history[-1]["ranks"] != self.world:
+            history.append({"from_step": step, "ranks": self.world})
+
     def wait(self) -> None:
         """Until every rank has come here."""
         if self.world > 1:
@@ -75,7 +102,7 @@ ALONE = Ranks(0, 1)
 
 def ranks_here() -> Ranks:
     """Of the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return ALONE
 

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from recipes.model.donor import Donor
 from recipes.model.transformer import Student
 from recipes.ops.roots import square_root
 from recipes.train.optimizer import gradient_norm
@@ -71,6 +72,10 @@ class Sharded(Whole):
         device = self.model.head_weight.device
         return square_root(whole.to(device) + self.ranks.added(shared.to(device)))
 
+    def places(self, optimizer: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]] | None:
+        """As of the base: this rank's parts, where they lie."""
+        return {"weights": self.model.state_dict(), "optimizer": self.stored(optimizer)}
+
     def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As of the base."""
         return {
@@ -103,6 +108,16 @@ class Sharded(Whole):
 
     def _is_part(self, name: str, x: Tensor) -> bool:
         return name.partition("/")[0] in self.shared and not isinstance(x, DTensor)
+
+
+def shared_out(model: Student | Donor, ranks: Ranks) -> Sharded:
+    """The model, its large weights shared out among several ranks.
+
+    Raises:  RecipeRefused: a model that cannot be, or not among so many.
+    """
+    if not isinstance(model, Student):
+        raise RecipeRefused("this model trains in one process", found=f"{ranks.world} ranks", next_step="set ranks = 1")
+    return Sharded(model, ranks)
 
 
 def require_divides(model: Student, names: frozenset[str], ranks: int) -> None:

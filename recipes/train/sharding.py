@@ -4,7 +4,7 @@ Place in the path: model -> **sharding** -> loop, optimizer. What is large is sh
 the embedding, the head.
 
 Example:
-    sharding = sharding_of(model, ranks)
+    sharding = Whole(model)
     optimizer = optimizer_of(sharding.weights, settings)
 """
 
@@ -20,8 +20,6 @@ from recipes.model.donor import Donor
 from recipes.model.moe import MixtureOfExperts
 from recipes.model.transformer import Student
 from recipes.train.optimizer import gradient_norm
-from recipes.train.ranks import Ranks
-from vpstore.errors import RecipeRefused
 
 _T = TypeVar("_T")
 
@@ -45,6 +43,10 @@ class Whole:
         """Of all gradients together, where they lie; NaN or infinite if any of them is."""
         return gradient_norm(self.weights)
 
+    def places(self, optimizer: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]] | None:
+        """Where a saved state is to be read into, weights and optimizer; None: anew, and whole."""
+        return None
+
     def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors that lie as the weights do, named `<weight>` or `<weight>/<part>`, as a state file wants them."""
         return dict(tensors)
@@ -61,20 +63,6 @@ class Whole:
     def whole(self) -> Iterator[None]:
         """Every weight is whole inside: for measuring, and for what is published."""
         yield
-
-
-def sharding_of(model: Student | Donor, ranks: Ranks) -> Whole:
-    """Where the weights are to lie, and put there.
-
-    Raises:  RecipeRefused: several processes and a model that cannot be shared out among them.
-    """
-    if ranks.world == 1:
-        return Whole(model)
-    if not isinstance(model, Student):
-        raise RecipeRefused("this model trains in one process", found=f"{ranks.world} ranks", next_step="set ranks = 1")
-    from recipes.train.sharded import Sharded  # what it asks of torch takes seconds to load
-
-    return Sharded(model, ranks)
 
 
 def shared_names(model: Student) -> frozenset[str]:

@@ -30,7 +30,7 @@ from recipes.model.transformer import Student
 from recipes.params.training import GateParams, TrainingParams
 from recipes.recipe import Context, Gate, Report, RunResult, refuse_missed
 from recipes.tensors import TORCH_DTYPES
-from recipes.train.gates import Figures, Probe, judge, measure, training_gates
+from recipes.train.gates import Figures, Probe, judge, measure, named_tensors, training_gates
 from recipes.train.loop import Phase, Scratch, Trainer
 from recipes.train.passes import answers_in
 from recipes.train.state import Identity
@@ -54,11 +54,13 @@ def train_stage(context: Context, train: TrainingParams, gates: GateParams, *, p
     trainer = Trainer(model, train, AlignedDataset(data, "train"), scratch, phases=phases)
     probe = Probe(AlignedDataset(data, "valid"), tokenizer, gates, train.loss.chunk, answers_in(trainer.numerics))
     if not trainer.resume():
-        trainer.record["before"] = measure(model, probe)
+        with trainer.sharding.whole():
+            trainer.record["before"] = measure(model, probe)
     trainer.run(context.progress)
     trainer.save()
-    tensors = written_tensors(model)
-    after = measure(model, probe)
+    with trainer.sharding.whole():
+        tensors = written_tensors(model)
+        after = measure(model, probe)
     report = _report(trainer, after, gates)
     refuse_missed(report.gates, where=f"the result of training {parent.ref}")
     return RunResult(tensors, files, report)
@@ -87,7 +89,7 @@ def written_tensors(model: Student) -> dict[str, Tensor]:
     """All tensors in their dtypes on disk; the model is rounded to them in place, so that this is what is measured."""
     specs = expected_tensors(model.config)
     found = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         found[name] = tensor.to(TORCH_DTYPES[specs[name][0]], copy=True).cpu().contiguous()
         tensor.copy_(found[name])
     return found
@@ -108,6 +110,7 @@ def _report(trainer: Trainer, after: Figures, gates: GateParams) -> Report:
             "steps": len(rows),
             **{key: last[key] for key in ("consumed_samples", "consumed_tokens", "cross_entropy") if key in last},
             **({"stopped": record["stopped"]} if record["stopped"] else {}),
+            **({"ranks": record["ranks"]} if record["ranks"] != [{"from_step": 0, "ranks": 1}] else {}),
         },
     }
     plots = {"training": rows, **({"router": after["router"]} if after["router"] else {})}

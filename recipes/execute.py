@@ -18,9 +18,10 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,10 @@ from vpstore.errors import RecipeRefused, UsageError, VpstoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
 WORKERS_VARIABLE = "VPSTORE_WORKERS"  # processes that compute a plan's tensors; does not decide bytes
+_MOST_THREADS = 16  # each holds some pieces of PIECE_BYTES in several dtypes
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def compute_intermediates(recipe: PlanRecipe, job: Job, progress: Progress) -> d
 def _laid_out(job: Job, plan: Plan) -> ShardWriter:
     """Shards of the plan's full size on the disk, once its names and its size are seen to be possible."""
     from recipes.names import INDEX_FILE
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
     _refuse_twice([t.name for t in plan.tensors])
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
@@ -130,15 +132,36 @@ def _compute_missing(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[
 
 
 def compute(plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress, *, kept: int = 0) -> None:
-    """Compute these of a plan's tensors, in this order, in this process.
+    """Compute these of a plan's tensors in this process: those without rows in this order, the others beside them.
 
     Args:    kept: how many were computed before, for the progress.
     Raises:  RecipeRefused: another tensor than was planned.
     """
     by_name = {tensor.name: tensor for tensor in plan.tensors}
-    for number, name in enumerate(names):
-        progress("tensors", kept + number, kept + len(names))
-        writer.write(name, by_name[name].compute())
+    done, telling = count(kept + 1), threading.Lock()
+
+    def work(name: str) -> None:
+        writer.write(name, by_name[name].value())
+        with telling:
+            progress("tensors", next(done), kept + len(names))
+
+    in_pieces = [name for name in names if by_name[name].rows is not None]
+    with ThreadPoolExecutor(_threads()) as pool:
+        beside = [pool.submit(work, name) for name in in_pieces]
+        try:
+            for name in names:
+                if by_name[name].rows is None:
+                    work(name)
+            for one in beside:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _threads() -> int:
+    """Tensors that this process computes at a time, in pieces: what the cores allow, shared with its siblings."""
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // _workers()))
 
 
 def staged_files(job: Job, plan: Plan, writer: ShardWriter) -> dict[str, tuple[str, Path]]:
@@ -193,7 +216,7 @@ def compute_share(job: Job, names: Sequence[str]) -> int:
     Returns: how many were computed.
     Raises:  RecipeRefused: as for the whole plan.
     """
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
     recipe = job.recipe()
     assert isinstance(recipe, PlanRecipe)  # nothing else is shared out

@@ -31,7 +31,7 @@ from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
 
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
-CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
+CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime")
 # Never in one: they move bytes, or hold values that stand in the key themselves.
 CODE_EXCLUDE = (
     *("recipes.run", "recipes.execute", "recipes.recompute", "recipes.job", "recipes.config", "recipes.params"),

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from recipes.names import layer_tensor, shard_of, split_layer
 from recipes.planned import PlannedTensor
+from recipes.shards import ShardWriter
 from recipes.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
-    ShardWriter,
     TensorReader,
     iterate_rows,
     kept,

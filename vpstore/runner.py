@@ -28,6 +28,7 @@ from vpstore.project_code import checked, project_code
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
+from vpstore.storage.compiled import keep_compiled
 
 __all__ = [
     "Prepared",
@@ -155,6 +156,7 @@ def load_runner(checkout: Checkout) -> Runner:
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
     drop_stale_bytecode(checkout.root, checkout.root / name.split(".")[0])
+    keep_compiled()  # what the runner imports later may be a tensor library
     with project_code(f"the runner {name}", checkout.root):
         try:
             module = importlib.import_module(name)

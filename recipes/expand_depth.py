@@ -26,12 +26,18 @@ from recipes.names import layer_tensor, split_layer
 from recipes.ops.depth import depth_map, inserted_layers, require_valid_map, source_layers
 from recipes.params.expand_depth import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Needs, Plan, Report, json_file
 from recipes.tensors import TORCH_DTYPES, TensorReader, kept, planned
+from recipes.walk_needs import student_needs
 from vpstore.errors import RecipeRefused
 
 ZEROED = ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 VALUE_RESIDUAL = "self_attn.value_residual"
+
+
+def needs(context: Context) -> Needs:
+    """The deeper model, and its gate's walks."""
+    return student_needs(context.params.model, walked=context.params.check_tokens, streams=4)
 
 
 def plan(context: Context) -> Plan:

@@ -21,11 +21,11 @@ from typing import Any
 from recipes import config, execute, runtime
 from recipes import recompute as again
 from recipes.job import Job
-from recipes.recipe import InputArtifact, Progress
+from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
+from vpstore.runner import Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
@@ -125,6 +125,19 @@ def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Pa
     Raises:  RecipeRefused, GateMissed.
     """
     return _staged(execute.carry_out(_job(prepared, inputs, scratch), progress))
+
+
+def needs(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
+    """What the recipe says that it takes of disk and memory; None: it does not say.
+
+    Raises:  RecipeRefused.
+    """
+    job = _job(prepared, inputs, scratch)
+    recipe = job.recipe()
+    if not isinstance(recipe, PlanRecipe) or recipe.needs is None:
+        return None
+    found = recipe.needs(job.context(lambda label, done, total: None))
+    return Needs(found.disk_bytes, found.memory_bytes)
 
 
 def recompute(

@@ -19,6 +19,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,17 +31,33 @@ from recipes.checkpoint import donor_config_json, parse_donor_config, tokenizer_
 from recipes.data.vocabulary import read_vocabulary
 from recipes.model.config import PADDED_VOCAB, DonorConfig
 from recipes.names import EMBEDDING, HEAD, coefficient_tensor
+from recipes.needs import needs as needs_of
 from recipes.ops.numbers import closest_pair, compose_numbers
 from recipes.ops.transfer import Gain, combine, measure_gain
 from recipes.ops.vocabulary_map import DIGITS, VocabularyMap, match_vocabularies
 from recipes.params.transplant_vocab import Params
-from recipes.recipe import Context, Gate, Plan, Report, json_file
+from recipes.planned import WIDTHS
+from recipes.recipe import Context, Gate, Needs, Plan, Report, json_file
 from recipes.tensors import TensorReader, iterate_rows, kept, planned_rows
 from vpstore.errors import RecipeRefused
 
 SPACES = {"embedding": EMBEDDING, "head": HEAD}
 _ROWS = 8192  # rows assembled at a time
 _COLUMNS = 256  # of the anchors' rows in float64 at a time
+
+
+def needs(context: Context) -> Needs:
+    """The donor under the new vocabulary; both matrices are made beside each other, on the host."""
+    donor, config = context.inputs["donor"].tensors(), _donor_config(context)
+    body = sum(
+        WIDTHS[dtype] * math.prod(shape)
+        for dtype, shape in (donor.spec(name) for name in donor.names() if name not in SPACES.values())
+    )
+    width = config.hidden_size
+    old, atoms = config.vocab_size * width, len(_ids(context, "dictionary")) * width
+    # Each space holds the donor's matrix in bfloat16 and the atoms in float32; a copy of theirs comes and goes.
+    held = len(SPACES) * (2 * old + 4 * atoms + 2 * atoms)
+    return needs_of(body + len(SPACES) * 2 * PADDED_VOCAB * width, host=held)
 
 
 def plan(context: Context) -> Plan:

@@ -30,14 +30,21 @@ from recipes.model.layerwise import Layerwise, Row, Rows, logit_distance, rows_o
 from recipes.model.transformer import Layer
 from recipes.names import layer_tensor, split_layer
 from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale
-from recipes.ops.router import Spread, router_rows, spread, without_direction
+from recipes.ops.router import Spread, router_rows, split_groups, spread, without_direction
 from recipes.params.upcycle_moe import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report
+from recipes.recipe import Context, Gate, Intermediate, Needs, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, planned_rows, read_safetensors
+from recipes.walk_needs import student_needs
 from vpstore.errors import RecipeRefused
 
 ROUTER_INPUTS = "router_inputs"
+
+
+def needs(context: Context) -> Needs:
+    """The mixture, and the walks of the routers' inputs and of the gates."""
+    walked = context.params.calibration_tokens + context.params.check_tokens
+    return student_needs(context.params.model, walked=walked, streams=4)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:
@@ -247,20 +254,19 @@ def check(context: Context, staged: TensorReader) -> Report:
     # One walk for both: each layer's experts are read once.
     streams = routed.hidden([*rows, *_calibration(context)], collect=True)
     apart = logit_distance(dense, dense.hidden(rows), routed, streams[: len(rows)])
-    largest, relative = apart.largest, apart.relative
     counts = _router_counts(streams[len(rows) :])
     loads = {number: spread(count_E) for number, count_E in sorted(counts.items())}
     gates = _router_gates(params, loads)
     if params.method == "R0":
-        gates.append(Gate("logits_max_abs_difference", largest, "==", 0.0))
+        gates.append(Gate("logits_max_abs_difference", apart.largest, "==", 0.0))
     if params.method == "R1":
-        gates.append(Gate("logits_relative_difference", relative, "<=", params.max_relative_error))
-        gates.append(Gate("split_virtual_groups", _split_groups(counts, _moe(params).top_k), "==", 0.0))
+        gates.append(Gate("logits_relative_difference", apart.relative, "<=", params.max_relative_error))
+        gates.append(Gate("split_virtual_groups", split_groups(counts.values(), _moe(params).top_k), "==", 0.0))
     metrics = {
         "method": params.method,
         "is_ablation": params.method == "R2",
-        "logits_max_abs_difference": largest,
-        "logits_relative_difference": relative,
+        "logits_max_abs_difference": apart.largest,
+        "logits_relative_difference": apart.relative,
     }
     plots = {"router": [{"layer": number, **asdict(load)} for number, load in loads.items()]}
     return Report({"upcycle": metrics}, gates, plots)
@@ -291,9 +297,3 @@ def _router_gates(params: Params, loads: Mapping[int, Spread]) -> list[Gate]:
         Gate("router_load_entropy", min(s.relative_entropy for s in loads.values()), ">=", params.min_router_entropy),
         Gate("router_max_load", max(s.max_load for s in loads.values()), "<=", params.max_expert_load),
     ]
-
-
-def _split_groups(counts: Mapping[int, Tensor], top_k: int) -> int:
-    """Virtual groups whose members were not chosen equally often: 0 if every token took whole groups."""
-    grouped = [count_E.reshape(-1, top_k) for count_E in counts.values()]
-    return sum(int((group.amax(dim=1) != group.amin(dim=1)).sum()) for group in grouped)

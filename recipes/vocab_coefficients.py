@@ -33,12 +33,13 @@ from recipes.data.bpe import load_ranks
 from recipes.data.vocabulary import read_vocabulary
 from recipes.model.config import PADDED_VOCAB
 from recipes.names import EMBEDDING, HEAD, coefficient_tensor
+from recipes.needs import needs as needs_of
 from recipes.ops.omp import Dictionary
 from recipes.ops.transfer import held_out_positions
 from recipes.ops.vocabulary_map import shared_tokens
 from recipes.params.vocab_coefficients import Params
 from recipes.planned import Dtype, PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report
+from recipes.recipe import Context, Gate, Intermediate, Needs, Plan, Report
 from recipes.tensors import iterate_rows, planned, planned_rows, read_safetensors
 from vpstore.errors import RecipeRefused, ShapeMismatch
 
@@ -56,6 +57,16 @@ class Tokens:
     dictionary: list[int]
     combined: list[int]
     held_out: list[int]
+
+
+def needs(context: Context) -> Needs:
+    """The coefficients twice, as ranges and as tensors; one space's dictionary at a time."""
+    tokens, reference = _tokens(context), context.inputs["reference"].tensors()
+    solved, atoms = len(tokens.combined) + len(tokens.held_out), _atoms(context.params, tokens)
+    width = reference.spec(EMBEDDING)[1][-1]
+    stored = len(tokens.dictionary) * width
+    # As stored on the host; the solver has them in float32, and in float64 while it prepares itself.
+    return needs_of(2 * len(SPACES) * solved * atoms * 8, host=2 * stored, device=(4 + 8) * stored)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:

@@ -134,6 +134,7 @@ def _compute_missing(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[
 def compute(plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress, *, kept: int = 0) -> None:
     """Compute these of a plan's tensors in this process: those without rows in this order, the others beside them.
 
+    Threads that compute rows have the intra-op threads of the process: sums inside them come out as anywhere else.
     Args:    kept: how many were computed before, for the progress.
     Raises:  RecipeRefused: another tensor than was planned.
     """

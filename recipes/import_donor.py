@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,14 @@ _SHOWN_FAULTS = 8
 
 
 def needs(context: Context) -> Needs:
-    """What is kept of the donor, and nothing of it in memory but pieces."""
+    """What is kept of the donor, and nothing of it in memory but pieces. What is wrong with it is for `plan` to say."""
     params: Params = context.params
-    files = _files(context.sources, params)
-    tensors = sum(kept(_reader(files), name).size_bytes for name in params.keep_tensors)
-    return needs_of(tensors + sum(files[name].stat().st_size for name in params.keep_files))
+    size = 0
+    with suppress(RecipeRefused, SafetensorError, OSError):
+        files = _files(context.sources, params)
+        size += sum(files[name].stat().st_size for name in params.keep_files)
+        size += sum(kept(_reader(files), name).size_bytes for name in params.keep_tensors)
+    return needs_of(size)
 
 
 def plan(context: Context) -> Plan:

@@ -16,7 +16,7 @@ from recipes.recipe import Needs
 
 _MIB = 1 << 20
 _PROCESS = {"cpu": 350 * _MIB, "cuda": 1400 * _MIB}  # Python with torch, and with a GPU's libraries in use
-_PIECES = 300 * _MIB  # of tensors that threads move beside each other
+_PIECES = 600 * _MIB  # of tensors that threads make beside each other: some 36 MiB each, at most 16 of them
 
 
 def needs(disk_bytes: int, *, host: int = 0, device: int = 0) -> Needs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def map_everything() -> None:
 
 if __name__ == "__main__":
     place, how = Path(sys.argv[1]), sys.argv[2]
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # as many threads make tensors as there are cores
     runtime.fix_numerics(2)
     if how == "make":
         make(place)

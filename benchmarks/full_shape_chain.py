@@ -33,6 +33,7 @@ STAGES = (
     "qwen3-0_6B@main",
     "gpt-oss-20b@main",
     "healing_text@main",
+    "qwen3-o200k-coefficients@main",
     "qwen3-0_6B-o200k@transplant",
     "vpDense0-5_28@convert",
     "vpDense0-5_28@compat-heal",
@@ -54,7 +55,7 @@ _TRAINING = {
 _AMOUNTS: dict[str, Any] = {
     "healing_text": {"main": {"train_tokens": 400_000, "valid_tokens": 40_000}},
     "synth_kd": {"main": {"held_out_fraction": 0.1}},
-    "qwen3-0_6B-o200k": {"transplant": {"max_mean_residual": 1.0}},
+    "qwen3-o200k-coefficients": {"main": {"max_mean_residual": 1.0}},
     "vpDense0-5_28": {
         "compat": {
             "convert": {
@@ -84,8 +85,8 @@ _OBJECTS: dict[str, dict[str, Any]] = {
 
 _FITS = {"sequence_length": 512, "calibration_tokens": 1024, "probe_tokens": 512}
 _QUICK: dict[str, Any] = {  # the shapes stay; OMP sees a small dictionary, and the fits a thousand tokens
-    "qwen3-0_6B-o200k": {
-        "transplant": {"dictionary_size": 4096, "calibration_anchors": 512, "atoms_per_token": 8},
+    "qwen3-o200k-coefficients": {
+        "main": {"dictionary_size": 4096, "calibration_anchors": 512, "atoms_per_token": 8},
     },
     "vpDense0-5_28": {"compat": {"convert": {**_FITS, "ffn_steps": 5}}, "real": {"real-morph": _FITS}},
 }

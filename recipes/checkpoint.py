@@ -174,10 +174,9 @@ def _fill(
             found=_listed(faults),
             next_step="rebuild the checkpoint, or load it with the config.json beside it",
         )
-    # Copies: stored tensors may be maps of read-only files.
+    # First to the device, then to the dtype: the other way round the host would hold and send what is made there.
     weights: dict[str, Tensor] = {
-        name: reader.read(name).to(device=device, dtype=torch.float32 if name in pinned else dtype, copy=True)
-        for name in expected
+        name: reader.read(name).to(device).to(torch.float32 if name in pinned else dtype) for name in expected
     }
     model.load_state_dict(weights, strict=True, assign=True)
 

@@ -40,11 +40,19 @@ from recipes.model.layerwise import Layerwise, rows_of
 from recipes.model.walk import Rowset, figures_in
 from recipes.names import split_layer
 from recipes.params.convert_dense import Params
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report
+from recipes.recipe import Context, Gate, Intermediate, Needs, Plan, Report
 from recipes.tensors import TensorReader, kept, planned, read_safetensors
+from recipes.walk_needs import checkpoint_bytes, student_needs
 from vpstore.errors import RecipeRefused
 
 STREAM = "stream"
+
+
+def needs(context: Context) -> Needs:
+    """The student twice, as steps and as shards, and the walk beside the donor."""
+    params: Params = context.params
+    walked, steps = params.calibration_tokens + params.probe_tokens, checkpoint_bytes(params.model)
+    return student_needs(params.model, walked=walked, streams=16, disk_bytes=steps)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:

@@ -41,7 +41,7 @@ from recipes.params.evaluate import Params
 from recipes.recipe import Context, Gate, InputArtifact, Report, RunResult
 from recipes.train.losses import VALID_VOCAB
 from recipes.train.numeric import NumberTable, number_table
-from recipes.train.scoring import Reader, score_document
+from recipes.train.scoring import Reader, score_documents
 from vpstore.errors import RecipeRefused
 
 HELD_OUT = "heldout.jsonl"
@@ -141,8 +141,9 @@ def prose_figures(
     Args:    documents: ids of the texts.
     """
     rows: list[dict[str, Any]] = []
-    for number, (text, ids) in enumerate(zip(texts, documents, strict=True)):
-        nats = float(score_document(reader, ids, separator=separator).double().sum())
+    scores = score_documents(reader, documents, separator=separator, is_packed=runtime.device() != "cpu")
+    for number, (text, ids, nll_N) in enumerate(zip(texts, documents, scores, strict=True)):
+        nats = float(nll_N.double().sum())
         rows.append({"document": number, "bytes": len(text.encode()), "tokens": len(ids), "nats": nats})
     total = {key: sum(row[key] for row in rows) for key in ("bytes", "tokens")}
     total["nats"] = math.fsum(row["nats"] for row in rows)

@@ -18,24 +18,27 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes import launch
 from recipes.job import Job
+from recipes.outputs import refuse_twice, report_files, write_files
 from recipes.planned import PlannedTensor
-from recipes.recipe import Plan, PlannedFile, PlanRecipe, Progress, Report, RunRecipe, json_file, refuse_missed
+from recipes.recipe import Plan, PlanRecipe, Progress, Report, RunRecipe, json_file, refuse_missed
 from vpstore.errors import RecipeRefused, UsageError, VpstoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
 WORKERS_VARIABLE = "VPSTORE_WORKERS"  # processes that compute a plan's tensors; does not decide bytes
+_MOST_THREADS = 16  # each holds some pieces of PIECE_BYTES in several dtypes
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def carry_out(job: Job, progress: Progress, *, order: Callable[[list[str]], list
         report = _joined(report, recipe.check(job.context(progress), TensorReader(writer.directory)))
     refuse_missed(report.gates, where=job.entry)
     reports = report_files(report)
-    _refuse_twice([*made, *(file.name for file in reports)])
+    refuse_twice([*made, *(file.name for file in reports)])
     return Made({**made, **write_files(job.scratch / "files", reports)}, job.intermediates, report)
 
 
@@ -110,7 +113,7 @@ def compute_intermediates(recipe: PlanRecipe, job: Job, progress: Progress) -> d
     folder = job.scratch / "intermediates"
     folder.mkdir(parents=True, exist_ok=True)
     steps = recipe.intermediates(job.context(progress))
-    _refuse_twice([step.name for step in steps])
+    refuse_twice([step.name for step in steps])
     done: dict[str, Path] = {}
     for number, step in enumerate(steps):
         progress("intermediates", number, len(steps))
@@ -124,11 +127,11 @@ def compute_intermediates(recipe: PlanRecipe, job: Job, progress: Progress) -> d
 def _laid_out(job: Job, plan: Plan) -> ShardWriter:
     """Shards of the plan's full size on the disk, once its names and its size are seen to be possible."""
     from recipes.names import INDEX_FILE
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
-    _refuse_twice([t.name for t in plan.tensors])
+    refuse_twice([t.name for t in plan.tensors])
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
-    _refuse_twice([*writer.shards(), *(f.name for f in plan.files), *([INDEX_FILE] if plan.tensors else [])])
+    refuse_twice([*writer.shards(), *(f.name for f in plan.files), *([INDEX_FILE] if plan.tensors else [])])
     _refuse_full_disk(job.scratch, writer.size_bytes)
     writer.prepare()
     return writer
@@ -145,15 +148,37 @@ def _compute_missing(job: Job, plan: Plan, writer: ShardWriter, names: Sequence[
 
 
 def compute(plan: Plan, writer: ShardWriter, names: Sequence[str], progress: Progress, *, kept: int = 0) -> None:
-    """Compute these of a plan's tensors, in this order, in this process.
+    """Compute these of a plan's tensors in this process: those without rows in this order, the others beside them.
 
+    Threads that compute rows have the intra-op threads of the process: sums inside them come out as anywhere else.
     Args:    kept: how many were computed before, for the progress.
     Raises:  RecipeRefused: another tensor than was planned.
     """
     by_name = {tensor.name: tensor for tensor in plan.tensors}
-    for number, name in enumerate(names):
-        progress("tensors", kept + number, kept + len(names))
-        writer.write(name, by_name[name].compute())
+    done, telling = count(kept + 1), threading.Lock()
+
+    def work(name: str) -> None:
+        writer.write(name, by_name[name].value())
+        with telling:
+            progress("tensors", next(done), kept + len(names))
+
+    in_pieces = [name for name in names if by_name[name].rows is not None]
+    with ThreadPoolExecutor(_threads()) as pool:
+        beside = [pool.submit(work, name) for name in in_pieces]
+        try:
+            for name in names:
+                if by_name[name].rows is None:
+                    work(name)
+            for one in beside:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _threads() -> int:
+    """Tensors that this process computes at a time, in pieces: what the cores allow, shared with its siblings."""
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // _workers()))
 
 
 def staged_files(job: Job, plan: Plan, writer: ShardWriter) -> dict[str, tuple[str, Path]]:
@@ -208,7 +233,7 @@ def compute_share(job: Job, names: Sequence[str]) -> int:
     Returns: how many were computed.
     Raises:  RecipeRefused: as for the whole plan.
     """
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
     recipe = job.recipe()
     assert isinstance(recipe, PlanRecipe)  # nothing else is shared out
@@ -217,65 +242,10 @@ def compute_share(job: Job, names: Sequence[str]) -> int:
     return len(names)
 
 
-def write_files(folder: Path, files: Sequence[PlannedFile]) -> dict[str, tuple[str, Path]]:
-    """Write files beside the shards."""
-    made: dict[str, tuple[str, Path]] = {}
-    for planned in files:
-        path = folder / planned.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as out:
-            planned.write(out)
-        made[planned.name] = (planned.media_type, path)
-    return made
-
-
-def report_files(report: Report) -> list[PlannedFile]:
-    """metrics.json, always, and one file a plot, under reports/.
-
-    Raises:  RecipeRefused: a figure that JSON cannot say, or a gate twice.
-    """
-    _refuse_twice([gate.name for gate in report.gates])
-    gates = {
-        gate.name: {
-            "value": gate.value,
-            "relation": gate.relation,
-            "threshold": gate.threshold,
-            "verdict": gate.verdict,
-            **({"reason": gate.reason} if gate.reason else {}),
-        }
-        for gate in report.gates
-    }
-    metrics = {**report.metrics, **({"gates": gates} if gates else {})}
-    values = {"metrics": metrics, **{name: list(rows) for name, rows in sorted(report.plots.items())}}
-    _refuse_twice(["metrics", *report.plots])
-    return [_report_file(f"reports/{name}.json", value) for name, value in values.items()]
-
-
-def _report_file(name: str, value: Any) -> PlannedFile:
-    try:
-        return json_file(name, value)
-    except (TypeError, ValueError) as error:
-        raise RecipeRefused(
-            "a recipe reports a figure that JSON cannot say",
-            where=name,
-            expected="finite numbers and strings",
-            found=str(error),
-            next_step="look for NaN or infinity in what the recipe measured; nothing was published",
-        ) from error
-
-
 def _joined(first: Report, second: Report) -> Report:
-    _refuse_twice([*first.metrics, *second.metrics])
-    _refuse_twice([*first.plots, *second.plots])
+    refuse_twice([*first.metrics, *second.metrics])
+    refuse_twice([*first.plots, *second.plots])
     return Report({**first.metrics, **second.metrics}, [*first.gates, *second.gates], {**first.plots, **second.plots})
-
-
-def _refuse_twice(names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise RecipeRefused("a recipe yields a name twice", where=name, next_step="mend the recipe's plan")
-        seen.add(name)
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:

@@ -21,18 +21,23 @@ from recipes import runtime
 from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import StudentConfig
-from recipes.model.layerwise import Layerwise, Rows, rows_of
+from recipes.model.layerwise import Layerwise, Rows, logit_distance, rows_of
 from recipes.names import layer_tensor, split_layer
-from recipes.ops.compare import largest_difference
 from recipes.ops.depth import depth_map, inserted_layers, require_valid_map, source_layers
 from recipes.params.expand_depth import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Plan, Report, json_file
+from recipes.recipe import Context, Gate, Needs, Plan, Report, json_file
 from recipes.tensors import TORCH_DTYPES, TensorReader, kept, planned
+from recipes.walk_needs import student_needs
 from vpstore.errors import RecipeRefused
 
 ZEROED = ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 VALUE_RESIDUAL = "self_attn.value_residual"
+
+
+def needs(context: Context) -> Needs:
+    """The deeper model, and its gate's walks."""
+    return student_needs(context.params.model, walked=context.params.check_tokens, streams=4)
 
 
 def plan(context: Context) -> Plan:
@@ -106,9 +111,10 @@ def check(context: Context, staged: TensorReader) -> Report:
     rows = _held_out(context, params)
     gates = []
     for label, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        before = Layerwise(reader, parent, dtype=dtype, device=runtime.device()).logits(rows)
-        after = Layerwise(staged, params.model, dtype=dtype, device=runtime.device()).logits(rows)
-        gates.append(Gate(f"logits_max_abs_difference_{label}", largest_difference(before, after), "==", 0.0))
+        before = Layerwise(reader, parent, dtype=dtype, device=runtime.device())
+        after = Layerwise(staged, params.model, dtype=dtype, device=runtime.device())
+        apart = logit_distance(before, before.hidden(rows), after, after.hidden(rows))
+        gates.append(Gate(f"logits_max_abs_difference_{label}", apart.largest, "==", 0.0))
     metrics = {
         "checked_tokens": params.check_tokens,
         "layers": {"old": parent.num_layers, "new": params.model.num_layers},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from safetensors import SafetensorError
 
 from recipes.data.vocabulary import read_vocabulary
 from recipes.names import INDEX_FILE
+from recipes.needs import needs as needs_of
 from recipes.params.import_donor import Params
-from recipes.recipe import Context, Plan, Report, copy_file
+from recipes.recipe import Context, Needs, Plan, Report, copy_file
 from recipes.tensors import TensorReader, kept
 from vpstore.errors import RecipeRefused
 
@@ -30,6 +32,17 @@ _ROLE = "donor/"
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/vnd.safetensors", ".txt": "text/plain"}
 _SHOWN_FAULTS = 8
+
+
+def needs(context: Context) -> Needs:
+    """What is kept of the donor, and nothing of it in memory but pieces. What is wrong with it is for `plan` to say."""
+    params: Params = context.params
+    size = 0
+    with suppress(RecipeRefused, SafetensorError, OSError):
+        files = _files(context.sources, params)
+        size += sum(files[name].stat().st_size for name in params.keep_files)
+        size += sum(kept(_reader(files), name).size_bytes for name in params.keep_tensors)
+    return needs_of(size)
 
 
 def plan(context: Context) -> Plan:

@@ -22,7 +22,7 @@ from recipes import config, runtime
 from recipes.recipe import Context, InputArtifact, PlanRecipe, Progress, RunRecipe
 from vpstore.errors import RecipeRefused
 
-_OF_A_PLAN = ("plan", "intermediates", "check")
+_OF_A_PLAN = ("plan", "intermediates", "check", "needs")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _no_recipe(module: ModuleType, found: str) -> RecipeRefused:
     return RecipeRefused(
         "a module is no recipe",
         where=module.__name__,
-        expected="run alone; or plan, with or without intermediates and check",
+        expected="run alone; or plan, with or without intermediates, check and needs",
         found=found,
         next_step="write it as recipes/recipe.py says, or name another module in objects.toml",
     )

@@ -35,12 +35,20 @@ from recipes.model.walk import Rowset, figures_in, with_figures
 from recipes.names import HEAD, LOG_FREQ, layer_tensor, split_layer
 from recipes.params.morph_real import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report
+from recipes.recipe import Context, Gate, Intermediate, Needs, Plan, Report
 from recipes.tensors import DTYPE_NAMES, TensorReader, kept, planned, read_safetensors
 from recipes.train.losses import score_tokens
+from recipes.walk_needs import checkpoint_bytes, student_needs
 from vpstore.errors import RecipeRefused
 
 LOSSES = "held-out-loss"  # the intermediate between the two walks
+
+
+def needs(context: Context) -> Needs:
+    """The student twice, as steps and as shards, and two walks beside its parent."""
+    params: Params = context.params
+    walked, steps = params.calibration_tokens + params.probe_tokens, checkpoint_bytes(params.model)
+    return student_needs(params.model, walked=walked, streams=16, disk_bytes=steps)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:

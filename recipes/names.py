@@ -20,6 +20,7 @@ FINAL_NORM = "model.norm.weight"
 LOG_FREQ = "model.grape.log_freq"
 INDEX_FILE = "model.safetensors.index.json"
 
+_COEFFICIENTS = re.compile(r"coefficients\.([a-z]+)\..+")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _SHARDS = {
     EMBEDDING: "model-embedding.safetensors",
@@ -27,6 +28,11 @@ _SHARDS = {
     FINAL_NORM: "model-final-norm.safetensors",
     LOG_FREQ: "model-grape.safetensors",
 }
+
+
+def coefficient_tensor(table: str, suffix: str) -> str:
+    """Full name of a tensor of an artifact of coefficients; a table (a space, or the rows) has a shard of its own."""
+    return f"coefficients.{table}.{suffix}"
 
 
 def layer_tensor(layer: int, suffix: str) -> str:
@@ -47,6 +53,8 @@ def shard_of(name: str) -> str:
     """
     if name in _SHARDS:
         return _SHARDS[name]
+    if (table := _COEFFICIENTS.fullmatch(name)) is not None:
+        return f"coefficients-{table[1]}.safetensors"
     found = split_layer(name)
     if found is None:
         raise RecipeRefused(

@@ -1,7 +1,8 @@
 """The contract between a recipe and whoever runs it.
 
 Place in the path: config -> **recipe** -> tensors -> publish. A recipe is a module with `plan` (surgery: every tensor
-is known before one is computed), and then optionally `intermediates` and `check`, or with `run` (training: one piece).
+is known before one is computed), and then optionally `intermediates`, `check` and `needs`, or with `run` (training: one
+piece).
 It reads its inputs, returns values, and touches neither the store nor a clock.
 
 Invariants: no torch at import time, so that the key of a build can be known without it; nothing here decides bytes by
@@ -164,6 +165,14 @@ def refuse_missed(gates: Sequence[Gate], *, where: str) -> None:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a recipe takes besides time, told before it computes anything; an estimate from above."""
+
+    disk_bytes: int  # of the scratch folder: what is staged, and the intermediates
+    memory_bytes: int  # of the host, at the peak, the process itself included
+
+
+@dataclass(frozen=True)
 class Report:
     """What a build says about its result: numbers, gates and curves, all deterministic: no durations."""
 
@@ -201,6 +210,7 @@ class PlanRecipe:
     plan: Callable[[Context], Plan]
     intermediates: Callable[[Context], Sequence[Intermediate]] = _no_intermediates  # shared by many tensors, in order
     check: Callable[[Context, TensorReader], Report] | None = None  # gates over the staged shards, before publishing
+    needs: Callable[[Context], Needs] | None = None  # told before the first intermediate
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def recompute(job: Job, names: Sequence[str], *, given: Mapping[str, Path] | Non
     plan = recipe.plan(job.context(progress))
     if not plan.tensors:
         raise _whole_only(job, "this recipe copies files and computes no tensors")
-    from recipes.tensors import ShardWriter
+    from recipes.shards import ShardWriter
 
     writer = ShardWriter(job.scratch / "shards", plan.tensors)
     writer.prepare()

@@ -21,17 +21,17 @@ from typing import Any
 from recipes import config, execute, runtime
 from recipes import recompute as again
 from recipes.job import Job
-from recipes.recipe import InputArtifact, Progress
+from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
+from vpstore.runner import Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
 
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
-CODE_ALWAYS = ("recipes.tensors", "recipes.runtime")
+CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime")
 # Never in one: they move bytes, or hold values that stand in the key themselves.
 CODE_EXCLUDE = (
     *(
@@ -41,6 +41,7 @@ CODE_EXCLUDE = (
         "recipes.recompute",
         "recipes.job",
         "recipes.config",
+        "recipes.outputs",
         "recipes.params",
     ),
     "vpstore",
@@ -139,6 +140,19 @@ def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Pa
     Raises:  RecipeRefused, GateMissed.
     """
     return _staged(execute.carry_out(_job(prepared, inputs, scratch), progress))
+
+
+def needs(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
+    """What the recipe says that it takes of disk and memory; None: it does not say.
+
+    Raises:  RecipeRefused.
+    """
+    job = _job(prepared, inputs, scratch)
+    recipe = job.recipe()
+    if not isinstance(recipe, PlanRecipe) or recipe.needs is None:
+        return None
+    found = recipe.needs(job.context(lambda label, done, total: None))
+    return Needs(found.disk_bytes, found.memory_bytes)
 
 
 def recompute(

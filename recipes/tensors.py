@@ -1,13 +1,13 @@
-"""Reading and writing safetensors: lazily, one tensor at a time, resumable.
+"""Reading safetensors lazily and in pieces, planning tensors, and writing one file.
 
-Place in the path: recipe -> **tensors** -> publish. This module decides the bytes of every shard and is part of every
-recipe's code closure.
+Place in the path: recipe -> **tensors** -> shards -> publish. It decides bytes and is part of every recipe's code
+closure.
 
-Invariants: a shard's bytes depend only on the names, dtypes, shapes and values of its tensors; its layout is known
-before a tensor is computed, so tensors can be written in any order by any number of processes. A tensor counts as done
-only if the digest in its marker is that of the bytes in the shard: a torn write is computed again, never published.
+Invariants: a file's bytes depend only on the names, dtypes, shapes and values of its tensors. Files are read into
+memory of their own and never mapped: a mapped page counts as the process's memory for as long as the map lasts, and a
+walk through a checkpoint would end up holding all of it.
 
-Format: https://huggingface.co/docs/safetensors (8-byte little-endian header size, JSON header, data).
+Format: https://huggingface.co/docs/safetensors, laid out by recipes.shard_layout.
 
 Example:
     >>> TensorReader(path).read("model.norm.weight").shape
@@ -17,21 +17,21 @@ Example:
 from __future__ import annotations
 
 import json
+import math
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from recipes.names import INDEX_FILE, shard_of
-from recipes.planned import Dtype, PlannedTensor
+from recipes.names import INDEX_FILE
+from recipes.planned import WIDTHS, Dtype, PlannedTensor
+from recipes.shard_layout import Stored, layout_of, stored_in
 from vpstore.errors import RecipeRefused
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -47,16 +47,16 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES: dict[torch.dtype, Dtype] = {value: key for key, value in TORCH_DTYPES.items()}
-_HEADER_ALIGNMENT = 8
+PIECE_BYTES = 4 << 20  # of a large tensor, held at a time by each thread that moves it
 
 
 class TensorReader:
-    """Lazy access to the tensors of a directory: nothing is read until it is asked for."""
+    """Lazy access to the tensors of a directory: nothing is read until it is asked for. Threads may share one."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shards = _locate(directory)
-        self._open: dict[str, Any] = {}
+        self._found: dict[str, dict[str, Stored]] = {}
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
@@ -67,14 +67,39 @@ class TensorReader:
 
     def spec(self, name: str) -> tuple[Dtype, tuple[int, ...]]:
         """Dtype and shape without reading the data."""
-        view = self._handle(name).get_slice(name)
-        return cast(Dtype, view.get_dtype()), tuple(view.get_shape())
+        stored, _ = self._stored(name)
+        return stored.dtype, stored.shape
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, on the CPU, in its stored dtype."""
-        return cast(Tensor, self._handle(name).get_tensor(name))
+        stored, path = self._stored(name)
+        return _read(path, stored.begin, stored.dtype, stored.shape)
 
-    def _handle(self, name: str) -> Any:
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start .. stop of a tensor's first dimension, and nothing else of it."""
+        stored, path = self._stored(name)
+        row_bytes = WIDTHS[stored.dtype] * math.prod(stored.shape[1:])
+        shape = (max(0, min(stop, stored.shape[0]) - start), *stored.shape[1:])
+        return _read(path, stored.begin + start * row_bytes, stored.dtype, shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The whole tensor as consecutive ranges of rows, each of about `PIECE_BYTES`."""
+        dtype, shape = self.spec(name)
+        for start, stop in iterate_rows(shape[0], piece_rows(dtype, shape)):
+            yield self.rows(name, start, stop)
+
+    def gather(self, name: str, rows: Sequence[int]) -> Tensor:
+        """The named rows in the order given, without the whole matrix in memory."""
+        dtype, shape = self.spec(name)
+        index_N = torch.tensor(rows, dtype=torch.int64)
+        out_ND = torch.empty((len(rows), *shape[1:]), dtype=TORCH_DTYPES[dtype])
+        for start, stop in iterate_rows(shape[0], piece_rows(dtype, shape)):
+            at_M = ((index_N >= start) & (index_N < stop)).nonzero()[:, 0]
+            if len(at_M):
+                out_ND[at_M] = self.rows(name, start, stop)[index_N[at_M] - start]
+        return out_ND
+
+    def _stored(self, name: str) -> tuple[Stored, Path]:
         if name not in self._shards:
             raise RecipeRefused(
                 "an input has no tensor of this name",
@@ -83,9 +108,13 @@ class TensorReader:
                 next_step="rebuild the input, or name the artifact that the recipe is written for",
             )
         shard = self._shards[name]
-        if shard not in self._open:
-            self._open[shard] = safe_open(self.directory / shard, framework="pt", device="cpu")
-        return self._open[shard]
+        path = self.directory / shard
+        if shard not in self._found:
+            with _opened(path):  # the stock library's word that header and length are sound
+                self._found[shard] = stored_in(path)
+        if name not in self._found[shard]:
+            raise SafetensorError(f"File does not contain tensor {name}")
+        return self._found[shard][name], path
 
 
 def _locate(directory: Path) -> dict[str, str]:
@@ -95,18 +124,39 @@ def _locate(directory: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
-            with safe_open(path, framework="pt", device="cpu") as shard:
+            with _opened(path) as shard:
                 found.update(dict.fromkeys(shard.keys(), path.name))
         except SafetensorError as error:
             raise RecipeRefused("a shard is not readable", where=str(path.name), found=str(error)) from error
     return found
 
 
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    # The stock stub types safe_open loosely; a context manager is what it documents. NumPy's maps no data.
+    return cast(AbstractContextManager[Any], safe_open(path, framework="np"))
+
+
+def _read(path: Path, begin: int, dtype: Dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of its own memory, filled from the file.
+
+    Raises:  OSError: also where the file ends before the tensor does.
+    """
+    found = torch.empty(shape, dtype=TORCH_DTYPES[dtype])
+    left = raw_bytes(found)
+    with path.open("rb", buffering=0) as shard:
+        while len(left):
+            count = os.preadv(shard.fileno(), [left[: 1 << 30]], begin)
+            if not count:
+                raise OSError(f"{path.name} ends before the tensors that its header names")
+            left, begin = left[count:], begin + count
+    return found
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file, on the CPU."""
-    # The stock stub types safe_open loosely; a context manager is what it documents.
-    with cast(AbstractContextManager[Any], safe_open(path, framework="pt", device="cpu")) as shard:
-        return {name: shard.get_tensor(name) for name in sorted(shard.keys())}
+    with _opened(path):
+        found = stored_in(path)
+    return {name: _read(path, at.begin, at.dtype, at.shape) for name, at in sorted(found.items())}
 
 
 def planned(name: str, shape: Sequence[int], dtype: Dtype, compute: Callable[[], Tensor]) -> PlannedTensor:
@@ -118,10 +168,27 @@ def planned(name: str, shape: Sequence[int], dtype: Dtype, compute: Callable[[],
     return PlannedTensor(name, dtype, tuple(shape), cast_result)
 
 
+def planned_rows(name: str, shape: Sequence[int], dtype: Dtype, rows: Callable[[], Iterable[Tensor]]) -> PlannedTensor:
+    """A planned tensor that is computed range by range along its first dimension, and cast as `planned` does."""
+
+    def cast_rows() -> Iterator[Tensor]:
+        return (part.to(TORCH_DTYPES[dtype]) for part in rows())
+
+    return PlannedTensor(name, dtype, tuple(shape), lambda: torch.cat(list(cast_rows())), cast_rows)
+
+
 def kept(reader: TensorReader, name: str, new_name: str | None = None) -> PlannedTensor:
     """The parent's tensor, bit for bit, under its own or a new name."""
     dtype, shape = reader.spec(name)
-    return PlannedTensor(new_name or name, dtype, shape, lambda: reader.read(name))
+    kept_whole = PlannedTensor(new_name or name, dtype, shape, lambda: reader.read(name))
+    if kept_whole.size_bytes <= PIECE_BYTES or not shape:
+        return kept_whole
+    return replace(kept_whole, rows=lambda: reader.pieces(name))
+
+
+def piece_rows(dtype: Dtype, shape: Sequence[int]) -> int:
+    """How many rows of the first dimension make up a piece of about `PIECE_BYTES`."""
+    return max(1, PIECE_BYTES // max(1, WIDTHS[dtype] * math.prod(shape[1:])))
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -148,87 +215,6 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-class ShardWriter:
-    """Lays out shards for tensors of known shape and fills them in any order; see the module's invariants."""
-
-    def __init__(self, directory: Path, tensors: Sequence[PlannedTensor]) -> None:
-        self.directory = directory
-        self._markers = directory.parent / (directory.name + ".done")
-        self._plan = {tensor.name: tensor for tensor in tensors}
-        self._layout = _layout(tensors)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._markers.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all shards together, headers included."""
-        return sum(len(header) + size for header, size, _ in self._layout.values())
-
-    def prepare(self) -> None:
-        """Create each shard at its full length with its header; a shard that already has both is kept."""
-        for shard, (header, data_size, _) in self._layout.items():
-            path = self.directory / shard
-            if path.exists() and path.stat().st_size == len(header) + data_size:
-                with path.open("rb") as held:
-                    if held.read(len(header)) == header:
-                        continue
-            with path.open("wb") as out:
-                out.write(header)
-                out.truncate(len(header) + data_size)
-
-    def is_done(self, name: str) -> bool:
-        """Whether the bytes in the shard are those that a finished computation put there."""
-        marker = self._marker(name)
-        return marker.exists() and marker.read_text() == blake3(self._read(name)).hexdigest()
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Put a computed tensor in its place.
-
-        Raises:  RecipeRefused: another dtype or shape than planned, or a value that is not finite.
-        """
-        promised = self._plan[name]
-        found = (DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape))
-        if found != (promised.dtype, promised.shape):
-            raise RecipeRefused(
-                "a recipe computed another tensor than it planned",
-                where=name,
-                expected=f"{promised.dtype} {list(promised.shape)}",
-                found=f"{found[0]} {list(tensor.shape)}",
-                next_step="mend the recipe's compute function or its plan",
-            )
-        require_finite(name, tensor)
-        data = raw_bytes(tensor)
-        path, offset = self._place(name)
-        handle = os.open(path, os.O_WRONLY)
-        try:
-            _pwrite_all(handle, data, offset)
-        finally:
-            os.close(handle)
-        self._marker(name).write_text(blake3(data).hexdigest())
-
-    def shards(self) -> list[str]:
-        """Names of the shard files, sorted."""
-        return sorted(self._layout)
-
-    def index(self) -> dict[str, Any]:
-        """The content of model.safetensors.index.json."""
-        total = sum(tensor.size_bytes for tensor in self._plan.values())
-        return {"metadata": {"total_size": total}, "weight_map": {name: shard_of(name) for name in sorted(self._plan)}}
-
-    def _place(self, name: str) -> tuple[Path, int]:
-        header, _, offsets = self._layout[shard_of(name)]
-        return self.directory / shard_of(name), len(header) + offsets[name]
-
-    def _read(self, name: str) -> bytes:
-        path, offset = self._place(name)
-        with path.open("rb") as held:
-            held.seek(offset)
-            return held.read(self._plan[name].size_bytes)
-
-    def _marker(self, name: str) -> Path:
-        return self._markers / blake3(name.encode()).hexdigest()[:24]
-
-
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One safetensors file, written beside its name and renamed, so that it is whole or absent.
 
@@ -237,51 +223,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name in sorted(tensors):
         require_finite(f"{path.name}: {name}", tensors[name])
     specs = [PlannedTensor(n, DTYPE_NAMES[t.dtype], tuple(t.shape), lambda: torch.empty(0)) for n, t in tensors.items()]
-    header, _, offsets = _shard_layout(specs)
+    layout = layout_of(specs)
     partial = path.with_suffix(path.suffix + ".partial")
     with partial.open("wb") as out:
-        out.write(header)
-        for name in sorted(offsets, key=lambda key: (offsets[key], key)):
+        out.write(layout.header)
+        for name in layout.offsets:
             out.write(raw_bytes(tensors[name]))
         out.flush()
         os.fsync(out.fileno())
     partial.rename(path)
-
-
-_Layout = tuple[bytes, int, dict[str, int]]  # header bytes, data bytes, name -> offset in the data
-
-
-def _layout(tensors: Sequence[PlannedTensor]) -> dict[str, _Layout]:
-    groups: dict[str, list[PlannedTensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(shard_of(tensor.name), []).append(tensor)
-    return {shard: _shard_layout(group) for shard, group in sorted(groups.items())}
-
-
-def _shard_layout(tensors: Sequence[PlannedTensor]) -> _Layout:
-    # Widest dtype first, then by name: every tensor stays aligned, as the stock writer also does.
-    ordered = sorted(tensors, key=lambda t: (-_width(t.dtype), t.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset, offsets = 0, {}
-    for tensor in ordered:
-        offsets[tensor.name] = offset
-        span = [offset, offset + tensor.size_bytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span}
-        offset = span[1]
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text, offset, offsets
-
-
-@cache
-def _width(dtype: Dtype) -> int:
-    return TORCH_DTYPES[dtype].itemsize
-
-
-def _pwrite_all(handle: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(handle, data[done : done + (1 << 30)], offset + done)
 
 
 def iterate_rows(total: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,19 +26,25 @@ from recipes import runtime
 from recipes.checkpoint import parse_student_config, require_shapes, student_files
 from recipes.data.batches import AlignedDataset, calibration_batches
 from recipes.model.config import MoeConfig, StudentConfig
-from recipes.model.layerwise import Layerwise, Row, Rows, rows_of
+from recipes.model.layerwise import Layerwise, Row, Rows, logit_distance, rows_of
 from recipes.model.transformer import Layer
 from recipes.names import layer_tensor, split_layer
-from recipes.ops.compare import largest_difference, relative_difference
 from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale
-from recipes.ops.router import Spread, router_rows, spread, without_direction
+from recipes.ops.router import Spread, router_rows, split_groups, spread, without_direction
 from recipes.params.upcycle_moe import Params
 from recipes.planned import PlannedTensor
-from recipes.recipe import Context, Gate, Intermediate, Plan, Report
-from recipes.tensors import TensorReader, kept, planned, read_safetensors
+from recipes.recipe import Context, Gate, Intermediate, Needs, Plan, Report
+from recipes.tensors import TensorReader, kept, planned, planned_rows, read_safetensors
+from recipes.walk_needs import student_needs
 from vpstore.errors import RecipeRefused
 
 ROUTER_INPUTS = "router_inputs"
+
+
+def needs(context: Context) -> Needs:
+    """The mixture, and the walks of the routers' inputs and of the gates."""
+    walked = context.params.calibration_tokens + context.params.check_tokens
+    return student_needs(context.params.model, walked=walked, streams=4)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:
@@ -175,22 +181,23 @@ class _LayerPlan:
 
     def _experts(self) -> list[PlannedTensor]:
         count, width, hidden = self._moe.num_experts, self._moe.expert_hidden_size, self._params.model.hidden_size
-        computed: list[tuple[str, tuple[int, ...], Callable[[str], Tensor]]] = [
+        drawn: list[tuple[str, tuple[int, ...], Callable[[str], Iterator[Tensor]]]] = [
             ("fc1_weight", (count, width, hidden), partial(self._fc1, "fc1.weight")),
             ("fc1_bias", (count, width), partial(self._fc1, "fc1.bias")),
             ("fc2_weight", (count, hidden, width), self._fc2),
-            ("fc2_bias", (count, hidden), self._fc2_bias),
         ]
-        return [
-            planned(self._name(f"experts.{suffix}"), shape, "BF16", partial(compute, self._name(f"experts.{suffix}")))
-            for suffix, shape, compute in computed
-        ]
+        bias = planned(self._name("experts.fc2_bias"), (count, hidden), "BF16", self._fc2_bias)
+        tensors = []
+        for suffix, shape, rows in drawn:
+            name = self._name(f"experts.{suffix}")
+            tensors.append(planned_rows(name, shape, "BF16", partial(rows, name)))
+        return [*tensors, bias]
 
     def _draw(self, name: str) -> Draw:
         params = self._params
         return Draw(params.seed, name, self._name("experts"), noise=params.fc1_noise, drop=params.drop_fraction)
 
-    def _fc1(self, dense: str, name: str) -> Tensor:
+    def _fc1(self, dense: str, name: str) -> Iterator[Tensor]:
         moe = self._moe
         return expert_fc1(
             self._dense(dense),
@@ -200,7 +207,7 @@ class _LayerPlan:
             draw=self._draw(name),
         )
 
-    def _fc2(self, name: str) -> Tensor:
+    def _fc2(self, name: str) -> Iterator[Tensor]:
         moe, quiet = self._moe, Draw(self._params.seed, name, "")
         return expert_fc2(
             self._dense("fc2.weight"),
@@ -210,7 +217,7 @@ class _LayerPlan:
             draw=self._draw(name) if self._params.method == "R2" else quiet,
         )
 
-    def _fc2_bias(self, name: str) -> Tensor:
+    def _fc2_bias(self) -> Tensor:
         """The gates of a token sum to routed_scaling, whatever the router says: each expert adds the same bias."""
         bias_D = self._dense("fc2.bias").float() * (self._share / self._moe.routed_scaling)
         return bias_D.expand(self._moe.num_experts, -1).contiguous()
@@ -241,24 +248,25 @@ class _LayerPlan:
 def check(context: Context, staged: TensorReader) -> Report:
     """Hold the logits against the parent's and the router's load against uniform."""
     params: Params = context.params
-    routed = Layerwise(staged, params.model, device=runtime.device())
     rows = _rows(context, "valid", tokens=params.check_tokens, length=params.check_tokens)
     dense = Layerwise(context.inputs["parent"].tensors(), _parent_config(context), device=runtime.device())
-    before, after = dense.logits(rows), routed.logits(rows)
-    largest, relative = largest_difference(before, after), relative_difference(before, after)
-    counts = _router_counts(routed.hidden(_calibration(context), collect=True))
+    routed = Layerwise(staged, params.model, device=runtime.device())
+    # One walk for both: each layer's experts are read once.
+    streams = routed.hidden([*rows, *_calibration(context)], collect=True)
+    apart = logit_distance(dense, dense.hidden(rows), routed, streams[: len(rows)])
+    counts = _router_counts(streams[len(rows) :])
     loads = {number: spread(count_E) for number, count_E in sorted(counts.items())}
     gates = _router_gates(params, loads)
     if params.method == "R0":
-        gates.append(Gate("logits_max_abs_difference", largest, "==", 0.0))
+        gates.append(Gate("logits_max_abs_difference", apart.largest, "==", 0.0))
     if params.method == "R1":
-        gates.append(Gate("logits_relative_difference", relative, "<=", params.max_relative_error))
-        gates.append(Gate("split_virtual_groups", _split_groups(counts, _moe(params).top_k), "==", 0.0))
+        gates.append(Gate("logits_relative_difference", apart.relative, "<=", params.max_relative_error))
+        gates.append(Gate("split_virtual_groups", split_groups(counts.values(), _moe(params).top_k), "==", 0.0))
     metrics = {
         "method": params.method,
         "is_ablation": params.method == "R2",
-        "logits_max_abs_difference": largest,
-        "logits_relative_difference": relative,
+        "logits_max_abs_difference": apart.largest,
+        "logits_relative_difference": apart.relative,
     }
     plots = {"router": [{"layer": number, **asdict(load)} for number, load in loads.items()]}
     return Report({"upcycle": metrics}, gates, plots)
@@ -289,9 +297,3 @@ def _router_gates(params: Params, loads: Mapping[int, Spread]) -> list[Gate]:
         Gate("router_load_entropy", min(s.relative_entropy for s in loads.values()), ">=", params.min_router_entropy),
         Gate("router_max_load", max(s.max_load for s in loads.values()), "<=", params.max_expert_load),
     ]
-
-
-def _split_groups(counts: Mapping[int, Tensor], top_k: int) -> int:
-    """Virtual groups whose members were not chosen equally often: 0 if every token took whole groups."""
-    grouped = [count_E.reshape(-1, top_k) for count_E in counts.values()]
-    return sum(int((group.amax(dim=1) != group.amin(dim=1)).sum()) for group in grouped)

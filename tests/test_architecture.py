@@ -33,6 +33,7 @@ RANKS = {
     "vpstore.signatures": 4,
     "vpstore.workspace": 5,
     "vpstore.preparation": 6,
+    "vpstore.needs": 6,
     "vpstore.pipeline": 6,
     "vpstore.lineage": 6,
     "vpstore.collecting": 6,

@@ -66,7 +66,7 @@ def test_only_the_joint_knows_the_store(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_do_not_import_recipes_or_the_joint(name: str) -> None:
-    above = {"recipes.run", "recipes.execute", "recipes.recompute", "recipes.job", "recipes.config"}
+    above = {"recipes.run", "recipes.execute", "recipes.recompute", "recipes.job", "recipes.config", "recipes.launch"}
     assert not imported(MODULES[name]) & ((RECIPES | above) - {name})
 
 
@@ -84,7 +84,7 @@ def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
 
     files = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
     assert {"recipes/tensors.py", "recipes/runtime.py", f"recipes/{recipe.rpartition('.')[2]}.py"} <= files
-    movers = [f"recipes/{name}.py" for name in ("run", "execute", "recompute", "job", "config")]
+    movers = [f"recipes/{name}.py" for name in ("run", "execute", "launch", "outputs", "recompute", "job", "config")]
     assert not [f for f in files if f in movers or f.startswith(("vpstore/", "recipes/params/"))]
 
 

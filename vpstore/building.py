@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
 from vpstore.holdings import pointer_name, view_name
+from vpstore.needs import say
 from vpstore.preparation import Preparation, prepare
 from vpstore.runner import Prepared, ResolvedInput
 from vpstore.schema.digest import Digest
@@ -185,6 +186,8 @@ def _make(work: Workspace, job: _Job) -> Built:
         with work.store.roots.running(artifacts=[*job.parents.values()]):
             _check_sources(work, job)
             inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
+            if (needs := work.runner.needs(prepared, inputs, scratch)) is not None:
+                say(work, job.ref, needs, scratch)
             staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
             publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
             with work.changing():

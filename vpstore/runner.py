@@ -28,8 +28,10 @@ from vpstore.project_code import checked, project_code
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
+from vpstore.storage.compiled import keep_compiled
 
 __all__ = [
+    "Needs",
     "Prepared",
     "PreparedSource",
     "ResolvedInput",
@@ -100,6 +102,14 @@ class Staged:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a build takes besides time, as the runner knows it before the work."""
+
+    disk_bytes: int  # in the scratch folder
+    memory_bytes: int  # of the host, at the peak
+
+
+@dataclass(frozen=True)
 class Selection:
     """Which tensors of a plan are to be computed again, on their own."""
 
@@ -144,6 +154,9 @@ class Runner(Protocol):
         Raises:  UsageError: the recipe is no plan, so its tensors cannot be had one by one; RecipeRefused.
         """
 
+    def needs(self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
+        """What `produce` is going to take. Optional; None: not known."""
+
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
 
@@ -157,6 +170,7 @@ def load_runner(checkout: Checkout) -> Runner:
     if sys.path[:1] != [root]:
         sys.path.insert(0, root)
     drop_stale_bytecode(checkout.root, checkout.root / name.split(".")[0])
+    keep_compiled()  # what the runner imports later may be a tensor library
     with project_code(f"the runner {name}", checkout.root):
         try:
             module = importlib.import_module(name)
@@ -219,6 +233,13 @@ class _Guarded:
         with project_code(prepared.recipe_entry, self.root, scratch=scratch):
             found = self.module.recompute(prepared, inputs, selection, scratch, progress)
         return cast(Staged, checked(found, Staged, f"recompute for {prepared.recipe_entry}"))
+
+    def needs(self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
+        if not callable(getattr(self.module, "needs", None)):
+            return None
+        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
+            found = self.module.needs(prepared, inputs, scratch)
+        return None if found is None else cast(Needs, checked(found, Needs, f"needs of {prepared.recipe_entry}"))
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         _refuse_lacking(self.module, "param_keys")

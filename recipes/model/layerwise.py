@@ -29,9 +29,11 @@ from recipes.model.modules import RmsNorm
 from recipes.model.stream import Stream
 from recipes.model.transformer import Layer, Student
 from recipes.names import EMBEDDING, FINAL_NORM, HEAD, LOG_FREQ, layer_tensor
-from recipes.tensors import TensorReader
+from recipes.ops.compare import Distance
+from recipes.tensors import TensorReader, iterate_rows
 from vpstore.errors import RecipeRefused
 
+_HEAD_ROWS = 8192  # ids whose logits are compared at a time
 _Module = TypeVar("_Module", bound=nn.Module)
 Rows = tuple[Tensor, Tensor | None]  # ids [B, T], documents [B, T]
 
@@ -122,8 +124,28 @@ class Layerwise:
         head_VH = self.head()
         return [F.linear(x, head_VH) for x, _ in self.hidden(rows)]
 
+    def head_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start .. stop of the output matrix in the compute dtype."""
+        return self.reader.rows(HEAD, start, stop).to(self.device).to(self.dtype)
+
     def _read(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device)
+
+
+def logit_distance(
+    before: Layerwise, before_rows: Sequence[Row], after: Layerwise, after_rows: Sequence[Row]
+) -> Distance:
+    """How far the logits of two models are apart, on what `hidden` gave for the same rows.
+
+    Both heads are read in ranges of rows: whole, head and logits would be the largest things in memory.
+    """
+    apart = Distance()
+    with torch.no_grad():
+        for start, stop in iterate_rows(before.config.vocab_size, _HEAD_ROWS):
+            old_VH, new_VH = before.head_rows(start, stop), after.head_rows(start, stop)
+            for old, new in zip(before_rows, after_rows, strict=True):
+                apart.add(F.linear(old.x_BTH, old_VH), F.linear(new.x_BTH, new_VH))
+    return apart
 
 
 def layer_of(

@@ -41,6 +41,8 @@ class Projection(nn.Linear):
 
     def draw(self, generator: Generator | None = None) -> None:
         """Draw the weight, zero the bias."""
+        if self.weight.is_meta:  # a shape without values, which torch takes milliseconds to draw
+            return
         nn.init.normal_(self.weight, std=INITIAL_STD, generator=generator)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -55,6 +57,8 @@ class Embedding(nn.Embedding):
 
     def draw(self, generator: Generator | None = None) -> None:
         """Draw the rows."""
+        if self.weight.is_meta:
+            return
         nn.init.normal_(self.weight, std=INITIAL_STD, generator=generator)
 
     def reset_parameters(self) -> None:

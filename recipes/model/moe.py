@@ -89,6 +89,8 @@ class Experts(nn.Module):
 
     def draw(self, generator: Generator | None = None) -> None:
         """Draw the weights, zero the biases."""
+        if self.fc1_weight.is_meta:
+            return
         for weight in (self.fc1_weight, self.fc2_weight):
             nn.init.normal_(weight, std=INITIAL_STD, generator=generator)
         for bias in (self.fc1_bias, self.fc2_bias):

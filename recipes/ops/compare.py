@@ -4,14 +4,15 @@ Place in the path: recipe -> **ops**. Pure.
 Invariants: what is not finite, on either side, is as far away as a float can say; nothing hides behind a maximum.
 
 Example:
-    >>> largest_difference([torch.ones(2)], [torch.ones(2)])
+    >>> apart = Distance()
+    >>> apart.add(torch.ones(2), torch.ones(2))
+    >>> apart.largest
     0.0
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,22 +20,34 @@ from torch import Tensor
 from recipes.ops.roots import square_root
 
 
-def largest_difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Largest |a - b| over all pairs; the largest float if anything is not finite."""
-    gaps = [(a.float() - b.float()).abs().max() for a, b in zip(before, after, strict=True)]
-    return _finite(torch.stack(gaps).max())
+class Distance:
+    """Taken in pair by pair, so that logits need not be in memory all at once."""
 
+    def __init__(self) -> None:
+        self._largest: list[Tensor] = []
+        self._gap: list[Tensor] = []
+        self._size: list[Tensor] = []
 
-def relative_difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """|a - b| / |a| over all pairs together, Frobenius norms; the largest float if that is not finite.
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Take in two tensors of one shape; sums are float64."""
+        gap = before.float() - after.float()
+        self._largest.append(gap.abs().max())
+        self._gap.append(gap.square().sum(dtype=torch.float64))
+        self._size.append(before.float().square().sum(dtype=torch.float64))
 
-    Both zero are 0 apart.
-    """
-    wide = torch.float64
-    gaps = [(a.float() - b.float()).square().sum(dtype=wide) for a, b in zip(before, after, strict=True)]
-    sizes = [a.float().square().sum(dtype=wide) for a in before]
-    gap, size = torch.stack(gaps).sum(), torch.stack(sizes).sum()
-    return 0.0 if bool(gap == 0) else _finite(square_root(gap / size))
+    @property
+    def largest(self) -> float:
+        """Largest |a - b| over all pairs; the largest float if anything is not finite."""
+        return _finite(torch.stack(self._largest).max())
+
+    @property
+    def relative(self) -> float:
+        """|a - b| / |a| over all pairs together, Frobenius norms; the largest float if that is not finite.
+
+        Both zero are 0 apart.
+        """
+        gap, size = torch.stack(self._gap).sum(), torch.stack(self._size).sum()
+        return 0.0 if bool(gap == 0) else _finite(square_root(gap / size))
 
 
 def _finite(value: Tensor) -> float:

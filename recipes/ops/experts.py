@@ -1,6 +1,7 @@
 """The weights of the routed and the shared experts, cut from one dense feed-forward layer.
 
-Place in the path: recipe -> **ops**. Pure: dense tensors in, expert tensors out, each tensor on its own.
+Place in the path: recipe -> **ops**. Pure: dense tensors in, expert tensors out, each tensor on its own, and some
+experts at a time, as no tensors are larger than these.
 Invariants: expert e carries slice e % S of the dense units, S = dense width / expert width; everything is computed in
 float32; noise comes from the stream of the tensor's own name.
 
@@ -17,13 +18,16 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recipes.ops.noise import chosen_units, normal
+from recipes.ops.noise import chosen_units, normal_rows, row_ranges
 from vpstore.errors import ShapeMismatch
+
+_VALUES = 1 << 20  # of an expert tensor that are made at a time: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ def slice_units(dense: Tensor, *, experts: int, width: int) -> Tensor:
     Raises:  ShapeMismatch: F is no multiple of W, or E no multiple of the number of slices.
     Source:  He et al. 2024, arXiv:2410.07524 (virtual groups).
     """
+    return _dealt(_slices(dense, experts=experts, width=width), 0, experts)
+
+
+def _slices(dense: Tensor, *, experts: int, width: int) -> Tensor:
+    """The slices [S, W, ...] that are dealt out in turn."""
     units = dense.shape[0]
     if units % width or experts % (units // width):
         raise ShapeMismatch(
@@ -58,44 +67,57 @@ def slice_units(dense: Tensor, *, experts: int, width: int) -> Tensor:
             found=f"{experts} experts",
             next_step="change ffn_hidden_size, expert_hidden_size or num_experts",
         )
-    slices = dense.reshape(units // width, width, *dense.shape[1:])
-    return slices.repeat(experts // (units // width), *([1] * dense.dim()))
+    return dense.reshape(units // width, width, *dense.shape[1:])
 
 
-def expert_fc1(dense: Tensor, *, experts: int, width: int, scale: float, draw: Draw) -> Tensor:
+def _dealt(slices_SW: Tensor, start: int, stop: int) -> Tensor:
+    """The slices of experts start .. stop."""
+    return slices_SW[torch.arange(start, stop) % len(slices_SW)]
+
+
+def expert_fc1(dense: Tensor, *, experts: int, width: int, scale: float, draw: Draw) -> Iterator[Tensor]:
     """First layer of the routed experts, weight or bias: scaled slice, plus noise, with some units re-drawn.
 
     Args:    dense: weight [F, D] or bias [F]; scale: 1 for R0.
-    Returns: float32 [E, W, D] or [E, W].
+    Returns: float32 [E, W, D] or [E, W], some experts at a time.
     Source:  Nakamura et al. 2025, arXiv:2502.19261 (Drop-Upcycling) for the re-drawn units.
     """
-    source = dense.float()
-    out = slice_units(source, experts=experts, width=width).mul_(scale)
-    shape = tuple(out.shape)
-    mean, std = _moments(source)
-    if draw.noise > 0:
-        out += normal(shape, seed=draw.seed, name=f"{draw.name}#noise", std=draw.noise * std * scale)
-    if draw.drop > 0:
-        redrawn = normal(shape, seed=draw.seed, name=f"{draw.name}#drop", mean=mean * scale, std=std * scale)
-        chosen = chosen_units(experts, width, draw.drop, seed=draw.seed, name=f"{draw.units}#units")
-        out = torch.where(chosen.reshape(experts, width, *([1] * (out.dim() - 2))), redrawn, out)
-    return out
+    source_SW = _slices(dense.float(), experts=experts, width=width)
+    shape = (experts, *source_SW.shape[1:])
+    mean, std = _moments(dense.float())
+    ranges = row_ranges(shape, values=_VALUES)
+    noise, redrawn = (
+        normal_rows(shape, ranges, draw=(draw.seed, f"{draw.name}#{kind}"), mean=mean_, std=std_ * scale)
+        for kind, mean_, std_ in (("noise", 0.0, draw.noise * std), ("drop", mean * scale, std))
+    )
+    chosen_EW = chosen_units(experts, width, draw.drop, seed=draw.seed, name=f"{draw.units}#units")
+    for start, stop in ranges:
+        out = _dealt(source_SW, start, stop).mul_(scale)
+        if draw.noise > 0:
+            out += next(noise)
+        if draw.drop > 0:
+            chosen = chosen_EW[start:stop].reshape(-1, width, *([1] * (out.dim() - 2)))
+            out = torch.where(chosen, next(redrawn), out)
+        yield out
 
 
-def expert_fc2(dense_DF: Tensor, *, experts: int, width: int, scale: float, draw: Draw) -> Tensor:
+def expert_fc2(dense_DF: Tensor, *, experts: int, width: int, scale: float, draw: Draw) -> Iterator[Tensor]:
     """Second layer of the routed experts; scale 0 (R0) gives exact zeros whatever the noise.
 
     Args:    dense_DF: [D, F].
-    Returns: float32 [E, D, W].
+    Returns: float32 [E, D, W], some experts at a time.
     """
+    shape = (experts, dense_DF.shape[0], width)
+    ranges = row_ranges(shape, values=_VALUES)
     if scale == 0.0:
-        return torch.zeros((experts, dense_DF.shape[0], width))
-    source = dense_DF.float()
-    out = slice_units(source.T.contiguous(), experts=experts, width=width).mul_(scale).transpose(1, 2).contiguous()
-    if draw.noise > 0:
-        std = draw.noise * _moments(source)[1] * scale
-        out += normal(tuple(out.shape), seed=draw.seed, name=f"{draw.name}#noise", std=std)
-    return out
+        yield from (torch.zeros((stop - start, *shape[1:])) for start, stop in ranges)
+        return
+    source_SWD = _slices(dense_DF.float().T.contiguous(), experts=experts, width=width)
+    std = draw.noise * _moments(dense_DF.float())[1] * scale
+    noise = normal_rows(shape, ranges, draw=(draw.seed, f"{draw.name}#noise"), mean=0.0, std=std)
+    for start, stop in ranges:
+        out = _dealt(source_SWD, start, stop).mul_(scale).transpose(1, 2).contiguous()
+        yield out + next(noise) if draw.noise > 0 else out
 
 
 def routed_scale(share: float, *, top_k: int, routed_scaling: float) -> float:

@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -84,3 +85,12 @@ def spread(counts_E: Tensor) -> Spread:
         max_load=float(share_E.max()),
         dead=int((counts_E == 0).sum()),
     )
+
+
+def split_groups(counts: Iterable[Tensor], top_k: int) -> int:
+    """Virtual groups whose members were not chosen equally often: 0 if every token took whole groups.
+
+    Args:    counts: picks of each expert [E], one tensor a layer.
+    """
+    grouped = [count_E.reshape(-1, top_k) for count_E in counts]
+    return sum(int((group.amax(dim=1) != group.amin(dim=1)).sum()) for group in grouped)

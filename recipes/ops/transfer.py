@@ -34,17 +34,15 @@ class Gain(NamedTuple):
     r_squared: float | None  # None: not measured
 
 
-def combine(support_BK: Tensor, coefficients_BK: Tensor, atoms_NH: Tensor, mean_H: Tensor, *, gain: float) -> Tensor:
+def combine(support_BK: Tensor, coefficients_BK: Tensor, centred_NH: Tensor, mean_H: Tensor, *, gain: float) -> Tensor:
     """Rows in the donor's space from coefficients that were found in the reference's.
 
-    Args:    support_BK: which atoms, -1 for none; atoms_NH: the donor's rows of the dictionary, float32.
+    Args:    support_BK: which atoms, -1 for none; centred_NH: the donor's rows of the atoms less the mean, float32.
              mean_H: zeros and gain 1 for plain transfer.
     Returns: [B, H], float32.
     """
-    weight_BK = coefficients_BK.float()
-    centred_NH = atoms_NH - mean_H
-    summed_BH = F.embedding_bag(support_BK.clamp(min=0).long(), centred_NH, per_sample_weights=weight_BK, mode="sum")
-    return mean_H + gain * summed_BH
+    index_BK, weight_BK = support_BK.clamp(min=0).long(), coefficients_BK.float()
+    return mean_H + gain * F.embedding_bag(index_BK, centred_NH, per_sample_weights=weight_BK, mode="sum")
 
 
 def measure_gain(predicted_BH: Tensor, true_BH: Tensor, mean_H: Tensor) -> Gain:

@@ -1,9 +1,10 @@
 """Scores of given answers and of whole documents, for donors and students alike.
 
 Place in the path: a model + ids -> **scoring** -> gates, evaluate. Many short prompts share a row as documents of their
-own, so nothing is padded and no prompt sees another.
+own, so nothing is padded and no prompt sees another. Whole documents may share a pass likewise: one alone leaves a GPU
+idle.
 
-Legend: B rows, T tokens, H hidden, V vocabulary, N scored tokens.
+Legend: B rows, X rows or nothing, T tokens, H hidden, V vocabulary, N scored tokens.
 
 Example:
     >>> [scores] = score_answers(reader, [([199999, 17], [18])])
@@ -23,6 +24,7 @@ from torch import Tensor
 from recipes.train.losses import TokenScores, score_tokens, token_losses
 
 _ROW_TOKENS = 1024  # of one row of prompts
+_PACKED_ROW, _PACKED_ROWS = 2048, 16  # tokens of a row of documents, unless one is longer; rows of a pass
 
 Prompt = tuple[Sequence[int], Sequence[int]]  # context ids (at least one), answer ids
 
@@ -46,24 +48,25 @@ class Reader:
     valid_vocab: int  # ids from here on are padding and never predicted
     chunk: int  # tokens whose scores are made at a time
 
-    def score(self, ids_T: Tensor, documents_T: Tensor | None, at_N: Tensor, labels_N: Tensor) -> TokenScores:
-        """Score `labels_N` as what follows the places `at_N` of one row; on the CPU."""
-        hidden_NH, head_VH, labels = self._at(ids_T, documents_T, at_N, labels_N)
+    def score(self, ids_XT: Tensor, documents_XT: Tensor | None, at_N: Tensor, labels_N: Tensor) -> TokenScores:
+        """Score `labels_N` as what follows the places `at_N` of one row, or of rows laid end to end; on the CPU."""
+        hidden_NH, head_VH, labels = self._at(ids_XT, documents_XT, at_N, labels_N)
         scores = score_tokens(hidden_NH, head_VH, labels, valid_vocab=self.valid_vocab, chunk=self.chunk)
         return TokenScores(scores.nll_N.cpu(), scores.best_N.cpu())
 
-    def losses(self, ids_T: Tensor, documents_T: Tensor | None, at_N: Tensor, labels_N: Tensor) -> Tensor:
+    def losses(self, ids_XT: Tensor, documents_XT: Tensor | None, at_N: Tensor, labels_N: Tensor) -> Tensor:
         """The losses of `score` alone."""
-        hidden_NH, head_VH, labels = self._at(ids_T, documents_T, at_N, labels_N)
+        hidden_NH, head_VH, labels = self._at(ids_XT, documents_XT, at_N, labels_N)
         return token_losses(hidden_NH, head_VH, labels, valid_vocab=self.valid_vocab, chunk=self.chunk).cpu()
 
     @torch.no_grad()
     def _at(
-        self, ids_T: Tensor, documents_T: Tensor | None, at_N: Tensor, labels_N: Tensor
+        self, ids_XT: Tensor, documents_XT: Tensor | None, at_N: Tensor, labels_N: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         head_VH = self.model.head_weight
-        documents = None if documents_T is None else documents_T[None].to(head_VH.device)
-        hidden_TH = self.model.forward_hidden(ids_T[None].to(head_VH.device), documents)[0]
+        documents = None if documents_XT is None else documents_XT.view(-1, ids_XT.shape[-1]).to(head_VH.device)
+        ids_BT = ids_XT.view(-1, ids_XT.shape[-1]).to(head_VH.device)
+        hidden_TH = self.model.forward_hidden(ids_BT, documents).flatten(0, 1)
         return hidden_TH[at_N.to(head_VH.device)], head_VH, labels_N.to(head_VH.device)
 
 
@@ -110,3 +113,48 @@ def score_document(reader: Reader, ids: Sequence[int], *, separator: int) -> Ten
     row = torch.tensor([separator, *ids])
     places = torch.arange(len(ids))
     return reader.losses(row[:-1], None, places, row[1:])
+
+
+def score_documents(
+    reader: Reader, documents: Sequence[Sequence[int]], *, separator: int, is_packed: bool
+) -> Iterator[Tensor]:
+    """What `score_document` gives for each document, in their order.
+
+    Args:    is_packed: by passes over many documents. Each sees itself alone either way, so the figures agree but for
+             the order of sums.
+    """
+    if not is_packed:
+        yield from (score_document(reader, ids, separator=separator) for ids in documents)
+        return
+    rows = list(_packed(documents))
+    for start in range(0, len(rows), _PACKED_ROWS):
+        yield from _score_rows(reader, rows[start : start + _PACKED_ROWS], separator=separator)
+
+
+def _packed(documents: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Consecutive documents that fit into a row together; one that fits into none has its own."""
+    row: list[Sequence[int]] = []
+    for ids in documents:
+        if row and sum(map(len, row)) + len(ids) > _PACKED_ROW:
+            yield row
+            row = []
+        row.append(ids)
+    if row:
+        yield row
+
+
+def _score_rows(reader: Reader, rows: Sequence[Sequence[Sequence[int]]], *, separator: int) -> list[Tensor]:
+    width = max(sum(map(len, row)) for row in rows)
+    ids_BT = torch.full((len(rows), width), separator)
+    documents_BT = torch.full_like(ids_BT, -1)  # padding, of which routers keep no count
+    places: list[int] = []
+    for number, row in enumerate(rows):
+        at = 0
+        for document, ids in enumerate(row):
+            ids_BT[number, at : at + len(ids)] = torch.tensor([separator, *ids[:-1]][: len(ids)])
+            documents_BT[number, at : at + len(ids)] = document
+            places += range(number * width + at, number * width + at + len(ids))
+            at += len(ids)
+    labels_N = torch.tensor([label for row in rows for ids in row for label in ids], dtype=torch.int64)
+    nll_N = reader.losses(ids_BT, documents_BT, torch.tensor(places, dtype=torch.int64), labels_N)
+    return list(torch.split(nll_N, [len(ids) for row in rows for ids in row]))

@@ -69,7 +69,7 @@ def test_the_digests_lead_back_to_the_donor() -> None:
             seen.add(ref)
             waiting += [row["ref"] for row in json.loads(vpstore("show", ref, "--json"))["inputs"]]
     assert {"qwen3-0_6B@main", "gpt-oss-20b@main", "healing_text@main", "o200k-harmony@main"} <= seen
-    assert len(seen) == 13
+    assert len(seen) == 14
 
 
 def test_bits_per_byte_along_the_chain() -> None:

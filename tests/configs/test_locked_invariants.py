@@ -8,9 +8,10 @@ import pytest
 from parameter_counts import parameter_counts, parameter_totals
 
 from recipes import config, run
+from recipes.data.encodings import QWEN3
 from recipes.model.config import DonorConfig, StudentConfig
 from vpstore.checkout import Checkout
-from vpstore.schema.ref import parse_ref
+from vpstore.schema.ref import StageRef, parse_ref
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = {
@@ -153,3 +154,20 @@ def test_published_digests_of_the_real_donors_are_pinned() -> None:
     reference = {s.role: s.sha256 for s in run.prepare(checkout, "gpt-oss-20b", "main").sources}
     assert reference["donor/tokenizer.json"] == "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3"
     assert len([role for role in reference if role.endswith(".safetensors")]) == 3
+
+
+@pytest.mark.parametrize("profile", ["tiny", "upcycle"])
+def test_no_donor_goes_into_the_coefficients(profile: str) -> None:
+    """A second donor of the vocabulary then has the same key, whatever its weights: nothing is solved again."""
+    checkout = Checkout.find(ROOT, profile=profile)
+    ref = StageRef("qwen3-o200k-coefficients", "main")
+    seen, waiting = set(), [ref]
+    while waiting:
+        seen.add(one := waiting.pop())
+        waiting += checkout.objects.stage(one).inputs.values()
+    assert seen == {ref, StageRef("gpt-oss-20b", "main"), StageRef("o200k-harmony", "main")}
+    [source] = run.prepare(checkout, ref.object, ref.stage).sources
+    assert (source.role, source.sha256) == ("donor_vocabulary/qwen.tiktoken", QWEN3.ranks_sha256)
+    inputs = checkout.objects.stage(StageRef("qwen3-0_6B-o200k", "transplant")).inputs
+    assert inputs["coefficients"] == ref
+    assert "reference" not in inputs

@@ -57,10 +57,14 @@ def donor(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(folder: Path, settings: dict[str, Any] = SETTINGS, without: tuple[str, ...] = (), **changes: Any) -> Plan:
+def context(folder: Path, settings: dict[str, Any], without: tuple[str, ...] = (), **changes: Any) -> Context:
     files = {path.name: path for path in sorted(folder.iterdir()) if path.name not in without}
     sources = {f"donor/{name}": path for name, path in files.items()}
-    return import_donor.plan(Context(Params(**{**settings, **changes}), {}, sources, folder))
+    return Context(Params(**{**settings, **changes}), {}, sources, folder)
+
+
+def plan(folder: Path, settings: dict[str, Any] = SETTINGS, without: tuple[str, ...] = (), **changes: Any) -> Plan:
+    return import_donor.plan(context(folder, settings, without, **changes))
 
 
 def test_a_verbatim_donor_is_kept_byte_for_byte(donor: Path, write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -97,6 +101,14 @@ def test_kept_tensors_are_equal_bit_for_bit(reference: Path) -> None:
     assert torch.equal(found[EMBEDDING], tensors()[EMBEDDING])
     assert torch.equal(found[HEAD], tensors(1)[EMBEDDING])
     assert [file.name for file in made.files] == ["config.json", "tokenizer.json"]
+
+
+def test_what_is_kept_is_the_disk_that_is_needed_and_faults_are_left_to_the_plan(reference: Path) -> None:
+    files = sum((reference / name).stat().st_size for name in ("config.json", "tokenizer.json"))
+    assert import_donor.needs(context(reference, REFERENCE)).disk_bytes == files + 2 * 20 * 8 * 2
+    assert import_donor.needs(context(reference, REFERENCE, without=("config.json",))).disk_bytes == 0
+    (reference / "model-00001-of-00002.safetensors").write_bytes(b"no shard")
+    assert import_donor.needs(context(reference, REFERENCE)).disk_bytes == files
 
 
 def test_a_shard_that_was_not_verified_is_not_read(reference: Path) -> None:

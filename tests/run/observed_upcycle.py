@@ -51,5 +51,5 @@ def intermediates(context: Context) -> Sequence[Intermediate]:
 
 def plan(context: Context) -> Plan:
     made = upcycle_moe.plan(context)
-    observed = [replace(t, compute=partial(_tensor, context, t.name, t.compute)) for t in made.tensors]
+    observed = [replace(t, compute=partial(_tensor, context, t.name, t.compute), rows=None) for t in made.tensors]
     return replace(made, tensors=observed)

@@ -9,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from recipes import execute
 from recipes.names import layer_tensor, shard_of, split_layer
 from recipes.planned import PlannedTensor
+from recipes.recipe import Plan
+from recipes.shards import ShardWriter
 from recipes.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
-    ShardWriter,
     TensorReader,
     iterate_rows,
     kept,
     planned,
+    planned_rows,
     read_safetensors,
     write_safetensors,
 )
@@ -113,6 +116,58 @@ def test_reader_follows_the_index(tmp_path: Path) -> None:
 
 def test_planned_casts_to_the_promised_dtype() -> None:
     assert planned("model.norm.weight", [2], "BF16", lambda: torch.ones(2)).compute().dtype == torch.bfloat16
+
+
+def test_rows_are_computed_beside_each_other_under_the_threads_that_were_fixed(tmp_path: Path) -> None:
+    """The order of sums follows the intra-op threads: with one a long sum comes out otherwise than with three."""
+    values = torch.randn(1 << 20, generator=torch.Generator().manual_seed(2))
+    names = [layer_tensor(number, "mlp.fc1.weight") for number in (1, 2, 3)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = values.sum()
+        torch.set_num_threads(3)
+        wanted = values.sum()
+        assert single != wanted  # the negative control
+        rows = lambda: (values.sum().expand(2, 3).clone() for _ in range(2))  # noqa: E731
+        plan = Plan([planned_rows(name, (4, 3), "F32", rows) for name in names])
+        writer = ShardWriter(tmp_path / "shards", plan.tensors)
+        writer.prepare()
+        execute.compute(plan, writer, names, lambda label, done, total: None)
+    finally:
+        torch.set_num_threads(threads)
+    for name in names:
+        assert torch.equal(TensorReader(tmp_path / "shards").read(name), wanted.expand(4, 3))
+        assert writer.is_done(name)
+
+
+def test_a_tensor_in_rows_is_the_same_whole(tmp_path: Path) -> None:
+    reader = _reader_of(tmp_path, {"model.embed_tokens.weight": torch.arange(30.0).reshape(10, 3).bfloat16()})
+    whole = reader.read("model.embed_tokens.weight")
+    assert torch.equal(reader.rows("model.embed_tokens.weight", 4, 99), whole[4:])
+    assert torch.equal(reader.gather("model.embed_tokens.weight", [7, 0, 7]), whole[[7, 0, 7]])
+    assert torch.equal(torch.cat(list(reader.pieces("model.embed_tokens.weight"))), whole)
+    short = planned_rows("model.embed_tokens.weight", (11, 3), "BF16", lambda: iter([whole]))
+    writer = ShardWriter(tmp_path / "again", [short])
+    writer.prepare()
+    with pytest.raises(RecipeRefused, match="another tensor than it planned") as caught:
+        writer.write(short.name, short.value())
+    assert caught.value.found == "10 rows"
+    assert not writer.is_done(short.name)
+
+
+def _reader_of(folder: Path, tensors: dict[str, torch.Tensor]) -> TensorReader:
+    _write(folder / "shards", tensors, sorted(tensors))
+    return TensorReader(folder / "shards")
+
+
+def test_a_file_that_ends_too_early_is_no_tensor(tmp_path: Path) -> None:
+    reader = _reader_of(tmp_path, {"model.norm.weight": torch.ones(9)})
+    assert reader.spec("model.norm.weight") == ("F32", (9,))
+    path = tmp_path / "shards" / shard_of("model.norm.weight")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(OSError, match="ends before"):
+        reader.read("model.norm.weight")
 
 
 @settings(max_examples=40, deadline=None)

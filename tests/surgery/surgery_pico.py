@@ -20,7 +20,8 @@ from recipes.model.config import StudentConfig
 from recipes.model.transformer import Student
 from recipes.names import INDEX_FILE, shard_of
 from recipes.recipe import Context, InputArtifact, Plan, Report
-from recipes.tensors import ShardWriter, TensorReader, write_safetensors
+from recipes.shards import ShardWriter
+from recipes.tensors import TensorReader, write_safetensors
 
 TOKENS = 60  # ids that occur in the pico texts
 
@@ -145,7 +146,7 @@ def build(
     writer.prepare()
     by_name = {tensor.name: tensor for tensor in plan.tensors}
     for name in order(list(by_name)):
-        writer.write(name, by_name[name].compute())
+        writer.write(name, by_name[name].value())
     staged = TensorReader(context.scratch / "shards")
     return Built(plan, staged, recipe.check(context, staged) if with_check else None, context)
 

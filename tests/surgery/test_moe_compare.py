@@ -6,9 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from recipes.ops.compare import largest_difference, relative_difference
+from recipes.ops.compare import Distance
 from recipes.ops.sink import kept_mass, match_kept_mass
+
+
+def apart(before: list[Tensor], after: list[Tensor]) -> Distance:
+    found = Distance()
+    for pair in zip(before, after, strict=True):
+        found.add(*pair)
+    return found
 
 
 def test_differences_against_plain_arithmetic() -> None:
@@ -16,17 +24,17 @@ def test_differences_against_plain_arithmetic() -> None:
         [torch.tensor([3.0, 4.0]), torch.tensor([[0.0]])],
         [torch.tensor([3.0, 4.5]), torch.tensor([[0.25]])],
     )
-    assert largest_difference(before, after) == 0.5
-    assert relative_difference(before, after) == pytest.approx((0.25 + 0.0625) ** 0.5 / 5)
-    assert relative_difference(before, before) == 0.0
+    assert apart(before, after).largest == 0.5
+    assert apart(before, after).relative == pytest.approx((0.25 + 0.0625) ** 0.5 / 5)
+    assert apart(before, before).relative == 0.0
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_nothing_that_is_not_finite_hides_behind_a_maximum(poison: float) -> None:
     good, bad = torch.zeros(3), torch.tensor([0.0, poison, 0.0])
     for pair in (([good, good], [good, bad]), ([good, good], [bad, good]), ([bad, good], [bad, good])):
-        assert largest_difference(*pair) == sys.float_info.max
-        assert relative_difference(*pair) == sys.float_info.max
+        assert apart(*pair).largest == sys.float_info.max
+        assert apart(*pair).relative == sys.float_info.max
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,6 +1,7 @@
 """Noise by name, expert slices, router rows and the load histogram, against slow loops."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -9,11 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recipes.ops.experts import Draw, expert_fc1, expert_fc2, routed_scale, slice_units
-from recipes.ops.noise import chosen_units, normal
+from recipes.ops.noise import chosen_units, normal, normal_rows, row_ranges, stream
 from recipes.ops.router import router_rows, spread, without_direction
 from vpstore.errors import ShapeMismatch
 
 QUIET = Draw(seed=1, name="fc1", units="layer 2")
+
+
+def whole(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(parts))
 
 
 def counts(picks: Tensor, experts: int) -> Tensor:
@@ -39,6 +44,24 @@ def test_the_stream_is_the_one_the_digest_names() -> None:
     # Golden: a change of the digest or of the byte order would change every expert ever published.
     values = normal((4,), seed=1337, name="model.layers.1.mlp.experts.fc1_weight#noise")
     assert values.tolist() == pytest.approx([0.109224, -0.847697, -1.457276, 0.597315], abs=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 200))
+def test_noise_in_ranges_is_the_noise_of_one_draw(shape: list[int], values: int) -> None:
+    ranges = row_ranges(shape, values=values)
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(shape[0]))
+    parts = list(normal_rows(shape, ranges, draw=(7, "a"), mean=0.25, std=2.0))
+    assert max(part.numel() for part in parts) <= max(values, 1) + 16 * 40 * 40
+    assert torch.equal(whole(parts), normal(tuple(shape), seed=7, name="a", mean=0.25, std=2.0))
+
+
+def test_ranges_cut_anywhere_else_would_change_the_noise() -> None:
+    """Negative control: torch draws sixteen values together."""
+    assert len(row_ranges((40, 3), values=30)) > 1
+    generator = stream(7, "a")
+    elsewhere = [torch.randn((10, 3), generator=generator) for _ in range(4)]
+    assert not torch.equal(whole(elsewhere), normal((40, 3), seed=7, name="a"))
 
 
 def test_moments_of_the_noise() -> None:
@@ -77,10 +100,10 @@ def test_uneven_slices_are_refused(units: int, width: int, experts: int) -> None
 
 def test_r0_without_noise_is_the_slice_and_its_second_layer_is_zero() -> None:
     dense = torch.randn(32, 6).to(torch.bfloat16)
-    got = expert_fc1(dense, experts=8, width=8, scale=1.0, draw=QUIET)
+    got = whole(expert_fc1(dense, experts=8, width=8, scale=1.0, draw=QUIET))
     assert torch.equal(got.to(torch.bfloat16), slice_units(dense, experts=8, width=8))
     noisy = Draw(seed=1, name="fc2", units="x", noise=0.5)
-    zero = expert_fc2(torch.randn(6, 32), experts=8, width=8, scale=0.0, draw=noisy)
+    zero = whole(expert_fc2(torch.randn(6, 32), experts=8, width=8, scale=0.0, draw=noisy))
     assert zero.shape == (8, 6, 8)
     assert torch.equal(zero, torch.zeros_like(zero))
 
@@ -88,7 +111,7 @@ def test_r0_without_noise_is_the_slice_and_its_second_layer_is_zero() -> None:
 def test_noise_has_the_asked_size_and_separates_the_experts() -> None:
     dense = torch.randn(512, 64) * 0.3
     draw = Draw(seed=1, name="n", units="u", noise=0.02)
-    got = expert_fc1(dense, experts=16, width=128, scale=1.0, draw=draw)
+    got = whole(expert_fc1(dense, experts=16, width=128, scale=1.0, draw=draw))
     change = got - slice_units(dense, experts=16, width=128)
     assert float(change.std()) == pytest.approx(0.02 * float(dense.std()), rel=0.02)
     assert not torch.equal(got[0], got[4])
@@ -98,8 +121,8 @@ def test_redrawn_units_are_the_same_in_weight_and_bias_and_the_others_untouched(
     weight, bias = torch.randn(32, 6) + 3.0, torch.randn(32)
     w_draw = Draw(seed=1, name="w", units="u", drop=0.5)
     b_draw = Draw(seed=1, name="b", units="u", drop=0.5)
-    w = expert_fc1(weight, experts=8, width=8, scale=1.0, draw=w_draw)
-    b = expert_fc1(bias, experts=8, width=8, scale=1.0, draw=b_draw)
+    w = whole(expert_fc1(weight, experts=8, width=8, scale=1.0, draw=w_draw))
+    b = whole(expert_fc1(bias, experts=8, width=8, scale=1.0, draw=b_draw))
     changed_w = (w != slice_units(weight, experts=8, width=8)).any(dim=-1)
     changed_b = b != slice_units(bias, experts=8, width=8)
     assert changed_w.sum(dim=1).tolist() == [4] * 8
@@ -109,7 +132,7 @@ def test_redrawn_units_are_the_same_in_weight_and_bias_and_the_others_untouched(
 def test_redrawn_units_follow_the_dense_moments() -> None:
     dense = torch.randn(512, 256) * 0.2 + 1.0
     draw = Draw(seed=1, name="w", units="u", drop=1.0)
-    got = expert_fc1(dense, experts=4, width=128, scale=1.0, draw=draw)
+    got = whole(expert_fc1(dense, experts=4, width=128, scale=1.0, draw=draw))
     assert float(got.mean()) == pytest.approx(float(dense.mean()), rel=0.01)
     assert float(got.std()) == pytest.approx(float(dense.std()), rel=0.02)
 
@@ -127,9 +150,9 @@ def test_one_whole_group_carries_its_share(share: float, seed: int) -> None:
     w1, b1 = torch.randn(units, 16, generator=generator), torch.randn(units, generator=generator)
     w2, x = torch.randn(16, units, generator=generator), torch.randn(10, 16, generator=generator)
     scale = routed_scale(share, top_k=top_k, routed_scaling=2.5)
-    e1 = expert_fc1(w1, experts=8, width=width, scale=scale, draw=QUIET)
-    eb = expert_fc1(b1, experts=8, width=width, scale=scale, draw=QUIET)
-    e2 = expert_fc2(w2, experts=8, width=width, scale=scale, draw=QUIET)
+    e1 = whole(expert_fc1(w1, experts=8, width=width, scale=scale, draw=QUIET))
+    eb = whole(expert_fc1(b1, experts=8, width=width, scale=scale, draw=QUIET))
+    e2 = whole(expert_fc2(w2, experts=8, width=width, scale=scale, draw=QUIET))
     want = squared_relu_layer(x, w1, b1, w2)
     for group in (0, 1):
         members = range(group * top_k, (group + 1) * top_k)
@@ -141,9 +164,9 @@ def test_one_whole_group_carries_its_share(share: float, seed: int) -> None:
 def test_the_scale_of_the_original_tool_is_two_and_a_half_times_too_large() -> None:
     w1, b1, w2, x = torch.randn(32, 16), torch.randn(32), torch.randn(16, 32), torch.randn(10, 16)
     theirs = 4 ** (1 / 3)
-    e1 = expert_fc1(w1, experts=4, width=8, scale=theirs, draw=QUIET)
-    eb = expert_fc1(b1, experts=4, width=8, scale=theirs, draw=QUIET)
-    e2 = expert_fc2(w2, experts=4, width=8, scale=theirs, draw=QUIET)
+    e1 = whole(expert_fc1(w1, experts=4, width=8, scale=theirs, draw=QUIET))
+    eb = whole(expert_fc1(b1, experts=4, width=8, scale=theirs, draw=QUIET))
+    e2 = whole(expert_fc2(w2, experts=4, width=8, scale=theirs, draw=QUIET))
     routed = sum((2.5 / 4) * squared_relu_layer(x, e1[e], eb[e], e2[e]) for e in range(4))
     want = squared_relu_layer(x, w1, b1, w2)
     assert torch.allclose(routed, 2.5 * want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))

@@ -16,7 +16,7 @@ def test_combine_equals_a_loop() -> None:
     atoms, mean = _rows(9, 1), _rows(1, 2)[0]
     support = torch.tensor([[0, 8, 3], [5, -1, -1]])
     weight = torch.tensor([[0.5, -2.0, 1.0], [3.0, 0.0, 0.0]])
-    found = combine(support, weight, atoms, mean, gain=0.3)
+    found = combine(support, weight, atoms - mean, mean, gain=0.3)
     for row in range(2):
         expected = mean.clone()
         for k in range(3):
@@ -36,7 +36,7 @@ def test_common_part_is_kept_whatever_the_coefficients_sum_to() -> None:
     common = torch.full((6,), 100.0)
     atoms = common + _rows(4, 4)
     support, weight = torch.tensor([[0, 1]]), torch.tensor([[0.2, 0.1]])
-    calibrated = combine(support, weight, atoms, common, gain=1.0)
+    calibrated = combine(support, weight, atoms - common, common, gain=1.0)
     plain = combine(support, weight, atoms, torch.zeros(6), gain=1.0)
     assert (calibrated - common).abs().max() < 2
     assert (plain - common).abs().min() > 60

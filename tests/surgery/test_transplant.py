@@ -1,4 +1,4 @@
-"""transplant_vocab: anchors bit-equal, control tokens by the map, numbers told apart, the rest by OMP."""
+"""Coefficients and transplant: anchors bit-equal, control tokens by the map, numbers told apart, the rest by OMP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from surgery_pico import Built, build, damaged, gates, shuffled
 from torch import Tensor
 
-from recipes import transplant_vocab
+from recipes import transplant_vocab, vocab_coefficients
 from recipes.checkpoint import donor_config_json, load_donor, parse_donor_config
 from recipes.data.bpe import to_byte_level
 from recipes.data.vocabulary import Vocabulary, read_vocabulary
@@ -23,8 +23,9 @@ from recipes.model.donor import Donor
 from recipes.names import EMBEDDING, HEAD
 from recipes.ops.numbers import closest_pair, compose_numbers
 from recipes.ops.omp import Dictionary
-from recipes.ops.vocabulary_map import match_vocabularies
+from recipes.ops.vocabulary_map import match_vocabularies, shared_tokens
 from recipes.params.transplant_vocab import Params
+from recipes.params.vocab_coefficients import Params as CoefficientParams
 from recipes.recipe import Context, InputArtifact
 from recipes.tensors import TensorReader, read_safetensors, write_safetensors
 from vpstore.errors import RecipeRefused, ShapeMismatch
@@ -51,25 +52,31 @@ def write_tokenizer(path: Path, tokens: list[bytes], special: Mapping[str, int])
     path.write_text(json.dumps({"added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": []}}))
 
 
-def params(**changes: Any) -> Params:
+def coefficient_params(**changes: Any) -> CoefficientParams:
     fields: dict[str, Any] = {
         "dictionary_size": 200,
-        "transfer": "plain",
-        "calibration_anchors": 20,
+        "calibration_anchors": 0,
         "atoms_per_token": 6,
         "unit_atoms": False,
         "rows_per_chunk": 7,
+        "control_by_omp": ("<|call|>",),
+        "numbers_by_omp": False,
+        "max_mean_residual": 0.9,
+    }
+    return CoefficientParams(**{**fields, **changes})
+
+
+def params(**changes: Any) -> Params:
+    fields: dict[str, Any] = {
+        "transfer": "plain",
         "control_tokens": {
             "<|start|>": "<|im_start|>",
             "<|end|>": "<|im_end|>",
             "<|return|>": "<|im_end|>",
             "<|endoftext|>": "<|endoftext|>",
         },
-        "control_by_omp": ("<|call|>",),
-        "numbers": "composed",
         "number_decay": 0.5,
         "number_seed": 0,
-        "max_mean_residual": 0.9,
     }
     return Params(**{**fields, **changes})
 
@@ -95,16 +102,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def context(root: Path, chosen: Params, scratch: str) -> Context:
-    roles = ("donor", "reference", "tokenizer")
-    inputs = {role: InputArtifact(role, f"{role}@test", "blake3:0", root / role) for role in roles}
+def context(root: Path, chosen: Params, scratch: str, *, coefficients: Path) -> Context:
+    paths = {"donor": root / "donor", "coefficients": coefficients, "tokenizer": root / "tokenizer"}
+    inputs = {role: InputArtifact(role, f"{role}@test", "blake3:0", path) for role, path in paths.items()}
     (root / scratch).mkdir(exist_ok=True)
     return Context(chosen, inputs, {}, root / scratch)
 
 
+def solving(root: Path, chosen: CoefficientParams, scratch: str) -> Context:
+    roles = ("reference", "tokenizer")
+    inputs = {role: InputArtifact(role, f"{role}@test", "blake3:0", root / role) for role in roles}
+    (root / scratch).mkdir(exist_ok=True)
+    sources = {"donor_vocabulary/tokenizer.json": root / "donor/tokenizer.json"}
+    return Context(chosen, inputs, sources, root / scratch)
+
+
 @pytest.fixture(scope="module")
-def built(root: Path) -> Built:
-    return build(transplant_vocab, context(root, params(), "built"))
+def solved(root: Path) -> Built:
+    return build(vocab_coefficients, solving(root, coefficient_params(), "solved"), with_check=False)
+
+
+@pytest.fixture(scope="module")
+def built(root: Path, solved: Built) -> Built:
+    return build(transplant_vocab, context(root, params(), "built", coefficients=solved.staged.directory))
 
 
 def bits(rows: Tensor) -> Tensor:
@@ -180,26 +200,79 @@ def test_the_report_counts_every_row_once(built: Built) -> None:
     assert kinds["numbers"] == len(NUMBERS)
     assert kinds["combined"] == len(WORDS) - 10 + 2 + 1
     assert sum(kinds.values()) == PADDED_VOCAB
-    assert 0 < built.plan.report.metrics["omp_mean_relative_residual"]["embedding"] < 0.9
     assert set(gates(built.report).values()) == {"passed"}
-    assert set(gates(built.plan.report).values()) == {"passed"}
 
 
-def test_it_is_the_same_whatever_the_order_and_the_chunks(root: Path, built: Built) -> None:
-    again = build(
-        transplant_vocab, context(root, params(rows_per_chunk=1000), "again"), order=shuffled, with_check=False
-    )
-    assert len(again.context.intermediates) == 2 < len(built.context.intermediates)
+def test_the_report_of_the_coefficients(solved: Built) -> None:
+    assert solved.plan.report is not None
+    assert solved.plan.report.metrics["tokens"] == {
+        "anchors": 266,
+        "dictionary": 200,
+        "combined": len(WORDS) - 10 + 3,
+        "held_out": 0,
+    }
+    assert 0 < solved.plan.report.metrics["omp_mean_relative_residual"]["embedding"] < 0.9
+    assert set(gates(solved.plan.report).values()) == {"passed"}
+
+
+def test_coefficients_are_the_same_whatever_the_order_and_the_chunks(root: Path, solved: Built) -> None:
+    chosen = coefficient_params(rows_per_chunk=1000)
+    again = build(vocab_coefficients, solving(root, chosen, "again"), order=shuffled, with_check=False)
+    assert len(again.context.intermediates) == 2 < len(solved.context.intermediates)
+    for name in solved.staged.names():
+        assert torch.equal(again.staged.read(name), solved.staged.read(name))
+
+
+def test_a_transplant_is_the_same_whatever_the_order(root: Path, solved: Built, built: Built) -> None:
+    made = context(root, params(), "again-built", coefficients=solved.staged.directory)
+    again = build(transplant_vocab, made, order=shuffled, with_check=False)
     for name in (EMBEDDING, HEAD):
         assert torch.equal(bits(again.staged.read(name)), bits(built.staged.read(name)))
 
 
-def test_an_interrupted_solve_takes_up_where_it_was(root: Path, built: Built) -> None:
-    steps = transplant_vocab.intermediates(built.context)
+def test_an_interrupted_solve_takes_up_where_it_was(root: Path, solved: Built) -> None:
+    steps = vocab_coefficients.intermediates(solved.context)
     alone = steps[-1].compute({})  # the last range of the head, with nothing before it
     path = root / "alone.safetensors"
     write_safetensors(path, alone)
-    assert path.read_bytes() == built.context.intermediates[steps[-1].name].read_bytes()
+    assert path.read_bytes() == solved.context.intermediates[steps[-1].name].read_bytes()
+
+
+def test_another_donor_of_the_vocabulary_takes_the_same_coefficients(root: Path, solved: Built, tmp_path: Path) -> None:
+    """Nothing of a donor but the bytes of its tokens goes in: other weights, other ids, other control tokens."""
+    target = read_vocabulary(root / "tokenizer/tokenizer.json")
+    options: dict[str, Any] = {"control_by_omp": ("<|call|>",), "numbers_by_omp": False}
+    assert shared_tokens(DONOR_TOKENS, target, **options) == shared_tokens(sorted(DONOR_TOKENS), target, **options)
+    ids, weights = sorted(DONOR_TOKENS), read_safetensors(root / "donor/model.safetensors")
+    (tmp_path / "donor").mkdir()
+    write_tokenizer(tmp_path / "donor/tokenizer.json", ids, DONOR_SPECIAL)
+    shutil.copy(root / "donor/config.json", tmp_path / "donor")
+    write_safetensors(tmp_path / "donor/model.safetensors", {name: 2 * value for name, value in weights.items()})
+    (tmp_path / "tokenizer").symlink_to(root / "tokenizer")
+    other = build(transplant_vocab, context(tmp_path, params(), "other", coefficients=solved.staged.directory))
+    assert set(gates(other.report).values()) == {"passed"}
+    new = TARGET_TOKENS.index(b"ab" + b"g")
+    assert torch.equal(other.staged.read(EMBEDDING)[new], 2 * weights[EMBEDDING][ids.index(b"abg")])
+
+
+@pytest.mark.parametrize("tokens", [DONOR_TOKENS[:-1], [*DONOR_TOKENS, b"only"]], ids=["fewer", "more"])
+def test_coefficients_of_another_vocabulary_are_refused(
+    root: Path, solved: Built, tmp_path: Path, tokens: list[bytes]
+) -> None:
+    (tmp_path / "donor").mkdir()
+    write_tokenizer(tmp_path / "donor/tokenizer.json", tokens, DONOR_SPECIAL)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(root / "donor" / name, tmp_path / "donor")
+    (tmp_path / "tokenizer").symlink_to(root / "tokenizer")
+    with pytest.raises(RecipeRefused, match="another vocabulary than the donor's"):
+        transplant_vocab.plan(context(tmp_path, params(), "refused", coefficients=solved.staged.directory))
+
+
+@pytest.mark.parametrize("sources", [{}, {"donor_vocabulary/a.json": Path("a"), "donor_vocabulary/b": Path("b")}])
+def test_a_donors_vocabulary_is_one_file(root: Path, sources: dict[str, Path]) -> None:
+    refused = replace(solving(root, coefficient_params(), "refused"), sources=sources)
+    with pytest.raises(RecipeRefused, match="not one file"):
+        vocab_coefficients.intermediates(refused)
 
 
 def test_a_changed_anchor_and_equal_numbers_miss_their_gates(built: Built, tmp_path: Path) -> None:
@@ -218,56 +291,64 @@ def test_a_changed_anchor_and_equal_numbers_miss_their_gates(built: Built, tmp_p
     assert verdicts["closest_numbers_cosine_head"] == "missed"
 
 
-def test_a_reference_that_says_nothing_misses_its_gate(root: Path, built: Built) -> None:
-    strict = replace(built.context, params=params(max_mean_residual=0.01))
-    report = transplant_vocab.plan(strict).report
+def test_a_reference_that_says_nothing_misses_its_gate(solved: Built) -> None:
+    strict = replace(solved.context, params=coefficient_params(max_mean_residual=0.01))
+    report = vocab_coefficients.plan(strict).report
     assert gates(report)["omp_mean_residual_embedding"] == "missed"
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"control_tokens": {"<|nowhere|>": "<|im_end|>"}},
-        {"control_tokens": {"<|start|>": "<|nowhere|>"}},
-        {"control_by_omp": ("<|nowhere|>",)},
-        {"control_by_omp": ("<|start|>",)},
-    ],
+    "mapped",
+    [{"<|nowhere|>": "<|im_end|>"}, {"<|start|>": "<|nowhere|>"}, {"<|call|>": "<|im_end|>"}],
+    ids=["no new one", "no old one", "combined too"],
 )
-def test_control_tokens_that_do_not_exist_or_stand_twice_are_refused(root: Path, changes: dict[str, Any]) -> None:
+def test_control_tokens_that_do_not_exist_or_stand_twice_are_refused(
+    root: Path, solved: Built, mapped: dict[str, str]
+) -> None:
+    chosen = context(root, params(control_tokens=mapped), "refused", coefficients=solved.staged.directory)
     with pytest.raises(RecipeRefused):
-        transplant_vocab.plan(context(root, params(**changes), "refused"))
+        transplant_vocab.plan(chosen)
+
+
+def test_a_control_token_that_does_not_exist_has_no_coefficients(root: Path) -> None:
+    with pytest.raises(RecipeRefused):
+        vocab_coefficients.intermediates(solving(root, coefficient_params(control_by_omp=("<|nowhere|>",)), "refused"))
 
 
 def test_a_reference_of_another_vocabulary_is_refused(root: Path, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {name: torch.zeros(500, 8) for name in (EMBEDDING, HEAD)})
-    base = context(root, params(), "refused")
+    base = solving(root, coefficient_params(), "refused")
     inputs = {**base.inputs, "reference": replace(base.inputs["reference"], path=tmp_path)}
     with pytest.raises(ShapeMismatch):
-        transplant_vocab.intermediates(replace(base, inputs=inputs))[0].compute({})
+        vocab_coefficients.intermediates(replace(base, inputs=inputs))[0].compute({})
 
 
 def test_vocabularies_without_digits_share_too_little(tmp_path: Path) -> None:
     donor = Vocabulary([b"a", b"b"], {})
     with pytest.raises(RecipeRefused):
-        match_vocabularies(donor, donor, control_tokens={}, control_by_omp=(), numbers_by_omp=False)
+        match_vocabularies(donor, donor, control_tokens={}, combined=())
 
 
 def test_of_two_donor_tokens_with_equal_bytes_the_lowest_id_is_the_anchor() -> None:
     digits: list[bytes | None] = [str(digit).encode() for digit in range(10)]
     donor, target = Vocabulary([*digits, b"x", b"x"], {}), Vocabulary([*digits, None, b"x"], {})
-    found = match_vocabularies(donor, target, control_tokens={}, control_by_omp=(), numbers_by_omp=False)
+    found = match_vocabularies(donor, target, control_tokens={}, combined=())
     assert found.anchor_from[-1] == 10
 
 
 def test_numbers_can_be_left_to_omp(root: Path) -> None:
-    chosen = params(numbers="omp")
     target = read_vocabulary(root / "tokenizer/tokenizer.json")
     donor = read_vocabulary(root / "donor/tokenizer.json")
-    options: dict[str, Any] = {"control_tokens": chosen.control_tokens, "control_by_omp": chosen.control_by_omp}
-    found = match_vocabularies(donor, target, **options, numbers_by_omp=True)
-    assert {number for _, number in found.numbers} <= set(found.combined)
-    other = match_vocabularies(donor, target, **options, numbers_by_omp=False)
-    assert not {number for _, number in other.numbers} & set(other.combined)
+    both = [
+        shared_tokens(donor.tokens, target, control_by_omp=(), numbers_by_omp=by_omp).combined
+        for by_omp in (False, True)
+    ]
+    composed, left = (
+        match_vocabularies(donor, target, control_tokens={}, combined=combined).numbers for combined in both
+    )
+    assert [number for _, number in composed] == sorted(set(both[1]) - set(both[0]))
+    assert len(composed) == len(NUMBERS)
+    assert left == []
 
 
 def digits(width: int = 64) -> Tensor:
@@ -347,9 +428,11 @@ def test_calibrated_transfer_trusts_what_held_out_anchors_confirm(root: Path, tm
     shutil.copy(root / "donor/tokenizer.json", tmp_path / "donor")
     for name in ("reference", "tokenizer"):
         (tmp_path / name).symlink_to(root / name)
-    chosen = params(transfer="calibrated", atoms_per_token=DIMENSION)
-    related = build(transplant_vocab, context(tmp_path, chosen, "related")).plan.report
-    unrelated = build(transplant_vocab, context(root, chosen, "unrelated"))
+    exact = coefficient_params(calibration_anchors=20, atoms_per_token=DIMENSION)
+    folder = build(vocab_coefficients, solving(root, exact, "exact"), with_check=False).staged.directory
+    chosen = params(transfer="calibrated")
+    related = build(transplant_vocab, context(tmp_path, chosen, "related", coefficients=folder)).plan.report
+    unrelated = build(transplant_vocab, context(root, chosen, "unrelated", coefficients=folder))
     assert related is not None
     assert unrelated.plan.report is not None
     assert related.metrics["transfer"]["embedding"]["slope"] > 0.8

@@ -25,7 +25,7 @@ from recipes.params.evaluate import Params
 from recipes.tensors import TensorReader, write_safetensors
 from recipes.train.losses import VALID_VOCAB
 from recipes.train.numeric import GOLDENS, SUMS, number_prompts, number_table
-from recipes.train.scoring import Reader, score_answers
+from recipes.train.scoring import Reader, score_answers, score_documents
 from vpstore.errors import RecipeRefused
 
 PARAMS = Params(total_bytes=400, max_bytes_per_document=150, three_digit_stride=500, chunk=64)
@@ -71,6 +71,25 @@ def test_bits_per_byte_equal_a_slow_loop_that_counts_the_first_token(
     assert [row["layer"] for row in report.plots["router"]] == [2, 3, 4]
     assert metrics["router_max_load_percent"] > 0
     assert {row["family"] for row in report.plots["numeric"]} == {"copy", "three_digits", "sum"}
+
+
+def test_documents_that_share_passes_score_as_they_do_alone(
+    shop: Workshop, tokenizer: HarmonyTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, in rows so short that some documents share one and one has none to fit into."""
+    monkeypatch.setattr("recipes.train.scoring._PACKED_ROW", 90)
+    monkeypatch.setattr("recipes.train.scoring._PACKED_ROWS", 2)
+    model = load_student(TensorReader(shop.root / "parent"), pico_moe())
+    documents = [tokenizer.encode(text) for text in (*TEXTS, "a", *TEXTS[1:])]
+    found = {}
+    for is_packed in (False, True):
+        listener = evaluate.RoutingListener(model)
+        reader = Reader(listener, VALID_VOCAB, 64)
+        scores = list(score_documents(reader, documents, separator=199999, is_packed=is_packed))
+        assert [len(nll_N) for nll_N in scores] == [len(ids) for ids in documents]
+        found[is_packed] = (torch.cat(scores), [row["entropy"] for row in listener.rows()])
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=1e-5, atol=1e-5)
+    assert found[True][1] == pytest.approx(found[False][1])  # padding is counted by no router
 
 
 def test_texts_are_chosen_by_bytes(shop: Workshop) -> None:

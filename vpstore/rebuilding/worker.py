@@ -27,6 +27,7 @@ from vpstore.project_code import left
 from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
+from vpstore.storage.compiled import keep_compiled
 
 ERROR_FIELDS = ("what", "where", "expected", "found", "next_step")
 
@@ -109,6 +110,7 @@ def perform(job: Job, progress: Any) -> Result:
     """
     own = os.path.realpath(job.root)
     sys.path[:] = [place for place in sys.path if os.path.realpath(place or ".") != own]
+    keep_compiled()
     runner = importlib.import_module(job.runner)
     environment = runner.environment(job.prepared)
     if job.selection is None:

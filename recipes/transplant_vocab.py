@@ -150,8 +150,7 @@ def _dictionary(context: Context, space: str, matched: VocabularyMap) -> tuple[D
         )
     params: Params = context.params
     ids, _ = _anchors(params, matched)
-    device = runtime.device()
-    return Dictionary(reference_VD[ids].to(device), unit_atoms=params.unit_atoms), reference_VD
+    return Dictionary(reference_VD[ids], unit_atoms=params.unit_atoms, device=runtime.device()), reference_VD
 
 
 def _solve(
@@ -163,9 +162,9 @@ def _solve(
 ) -> dict[str, Tensor]:
     params: Params = context.params
     dictionary, reference_VD = solver()
-    context.progress(f"OMP, {space}", ids[0] if ids else 0, PADDED_VOCAB)
+    context.progress(f"OMP, {space} ({dictionary.route})", ids[0] if ids else 0, PADDED_VOCAB)
     atoms = min(params.atoms_per_token, len(dictionary.atoms_ND))
-    found = dictionary.solve(reference_VD[ids].to(dictionary.atoms_ND.device), atoms=atoms)
+    found = dictionary.solve(reference_VD[ids], atoms=atoms)
     return {
         "support": found.support_BK.int().cpu(),
         "coefficients": found.coefficients_BK.float().cpu(),

@@ -253,7 +253,7 @@ def both_matrices(name: str) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The part of docs/FULL_SIZE.md that is written by the machine."""
     lines = [
-        "| case | ours, ms a target | `batch_omp` | times faster | by time of cores | ranked | settled | same supports | "
+        "| case | ours, ms a target | `batch_omp` | times faster | by time of cores | ranked | settled | the same | "
         "memory |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

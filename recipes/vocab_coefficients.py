@@ -34,7 +34,7 @@ from recipes.data.vocabulary import read_vocabulary
 from recipes.model.config import PADDED_VOCAB
 from recipes.names import EMBEDDING, HEAD, coefficient_tensor
 from recipes.needs import needs as needs_of
-from recipes.ops.omp import Dictionary
+from recipes.ops.omp import Dictionary, cpu_bytes
 from recipes.ops.transfer import held_out_positions
 from recipes.ops.vocabulary_map import shared_tokens
 from recipes.params.vocab_coefficients import Params
@@ -64,9 +64,9 @@ def needs(context: Context) -> Needs:
     tokens, reference = _tokens(context), context.inputs["reference"].tensors()
     solved, atoms = len(tokens.combined) + len(tokens.held_out), _atoms(context.params, tokens)
     width = reference.spec(EMBEDDING)[1][-1]
-    stored = len(tokens.dictionary) * width
-    # As stored on the host; the solver has them in float32, and in float64 while it prepares itself.
-    return needs_of(2 * len(SPACES) * solved * atoms * 8, host=2 * stored, device=(4 + 8) * stored)
+    stored, device = len(tokens.dictionary) * width, cpu_bytes(len(tokens.dictionary), width)
+    # On the host as stored and, on the way to the solver, in float32.
+    return needs_of(2 * len(SPACES) * solved * atoms * 8, host=(2 + 4) * stored, device=device)
 
 
 def intermediates(context: Context) -> Sequence[Intermediate]:
@@ -159,10 +159,11 @@ class _Solver:
         if self._held is None or self._held[0] != space:
             self._held = None  # before the next one is made
             self._held = (space, self._prepared(space))
-        self._context.progress(f"OMP, {space}", ids[0], PADDED_VOCAB)
+        dictionary = self._held[1]
+        self._context.progress(f"OMP, {space} ({dictionary.route})", ids[0], PADDED_VOCAB)
         targets_BD = self._context.inputs["reference"].tensors().gather(SPACES[space], ids)
         atoms = _atoms(self._context.params, self._tokens)
-        found = self._held[1].solve(targets_BD.to(runtime.device()), atoms=atoms)
+        found = dictionary.solve(targets_BD, atoms=atoms)
         return {
             "support": found.support_BK.int().cpu(),
             "coefficients": found.coefficients_BK.float().cpu(),
@@ -181,7 +182,7 @@ class _Solver:
                 next_step="name a reference over the o200k ids",
             )
         rows_ND = reference.gather(name, self._tokens.dictionary)
-        return Dictionary(rows_ND.to(runtime.device()), unit_atoms=self._context.params.unit_atoms)
+        return Dictionary(rows_ND, unit_atoms=self._context.params.unit_atoms, device=runtime.device())
 
 
 def _held_out_name(space: str) -> str:

@@ -73,6 +73,14 @@ MANY_PARAMETERS = {
     "recipes/model/grouped.py:forward": 7,
     "recipes/model/factor_kernel.py:_gradients": 10,
     "recipes/train/loop.py:__init__": 6,
+    "recipes/ops/omp_kernels.py:block_bounds": 8,
+    "recipes/ops/omp_kernels.py:list_blocks": 10,
+    "recipes/ops/omp_kernels.py:list_atoms": 13,
+    "recipes/ops/omp_kernels.py:rank": 15,
+    "recipes/ops/omp_kernels.py:take": 10,
+    "recipes/ops/omp_kernels.py:inner_products": 8,
+    "recipes/ops/omp_kernels.py:advance": 14,
+    "recipes/ops/omp_kernels.py:residuals": 16,
 }
 TYPING_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import X"
 PURE_FORBIDDEN = {"os", "pathlib", "time", "datetime", "io", "shutil", "subprocess", "socket", "random", "secrets"}

@@ -9,7 +9,6 @@ Example: `vpstore build vpDense@expand` calls prepare(), then, if no build of th
 from __future__ import annotations
 
 import ast
-import ctypes
 import json
 import platform
 import sys
@@ -20,12 +19,14 @@ from typing import Any
 
 from recipes import config, execute, runtime
 from recipes import recompute as again
+from recipes.gpus import cards
 from recipes.job import Job
+from recipes.preflight import findings
 from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
-from vpstore.runner import Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
+from vpstore.runner import Finding, Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
@@ -42,6 +43,8 @@ CODE_EXCLUDE = (
         "recipes.job",
         "recipes.config",
         "recipes.outputs",
+        "recipes.preflight",
+        "recipes.gpus",
         "recipes.params",
     ),
     "vpstore",
@@ -97,7 +100,7 @@ def environment(prepared: Prepared) -> dict[str, str]:
     """What may change bytes but is in no key: Python, the packages that the closure imports, the kind of device."""
     files = closure(_ROOT, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)
     device = runtime.device()
-    kinds = gpu_kinds() if device == "cuda" else []
+    kinds = sorted({card.name for card in cards()}) if device == "cuda" else []
     # A patch release of Python changes no arithmetic; which one it was stands in the attestation's builder.
     found = {
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -113,25 +116,12 @@ def environment(prepared: Prepared) -> dict[str, str]:
     return found
 
 
-def gpu_kinds() -> list[str]:
-    """The kinds of GPU that are here, each once, by the driver's own library: equal bits are promised for one kind.
-
-    Not by torch, which must not be imported before its numerics are fixed. Without the library nothing is named.
-    """
-    name = ctypes.create_string_buffer(96)
-    count, handle = ctypes.c_uint(), ctypes.c_void_p()
-    found = set()
-    try:
-        driver = ctypes.CDLL("libnvidia-ml.so.1")
-        if driver.nvmlInit_v2() or driver.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-            return []
-        for number in range(count.value):
-            if not driver.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle)):
-                driver.nvmlDeviceGetName(handle, name, len(name))
-                found.add(name.value.decode(errors="replace"))
-    except (OSError, AttributeError):
-        return []
-    return sorted(found)
+def preflight(checkout: Checkout, place: Path) -> list[Finding]:
+    """What the profile asks of this machine, and what its trainings take: `vpstore doctor --profile NAME`."""
+    refs = checkout.objects.order
+    stages = {str(ref): prepare(checkout, ref.object, ref.stage) for ref in refs}
+    parents = {str(ref): list(map(str, checkout.objects.stage(ref).inputs.values())) for ref in refs}
+    return [Finding(*one) for one in findings(stages, parents, place)]
 
 
 def produce(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: Progress) -> Staged:

@@ -31,6 +31,7 @@ from vpstore.schema.ref import StageRef
 from vpstore.storage.compiled import keep_compiled
 
 __all__ = [
+    "Finding",
     "Needs",
     "Prepared",
     "PreparedSource",
@@ -110,6 +111,16 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a runner says of one thing that a profile asks of this machine."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    next_step: str = ""
+
+
+@dataclass(frozen=True)
 class Selection:
     """Which tensors of a plan are to be computed again, on their own."""
 
@@ -156,6 +167,9 @@ class Runner(Protocol):
 
     def needs(self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
         """What `produce` is going to take. Optional; None: not known."""
+
+    def preflight(self, checkout: Checkout, place: Path) -> list[Finding]:
+        """What a profile asks of this machine; `place` is on the disk that artifacts are written to. Optional."""
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
@@ -240,6 +254,13 @@ class _Guarded:
         with project_code(prepared.recipe_entry, self.root, scratch=scratch):
             found = self.module.needs(prepared, inputs, scratch)
         return None if found is None else cast(Needs, checked(found, Needs, f"needs of {prepared.recipe_entry}"))
+
+    def preflight(self, checkout: Checkout, place: Path) -> list[Finding]:
+        if not callable(getattr(self.module, "preflight", None)):
+            return []
+        with project_code(f"preflight of profile {checkout.profile}", self.root):
+            found = self.module.preflight(checkout, place)
+        return [cast(Finding, checked(one, Finding, "preflight")) for one in found]
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         _refuse_lacking(self.module, "param_keys")

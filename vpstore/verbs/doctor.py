@@ -103,17 +103,26 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
     found.checkout, found.profile = str(checkout.root), checkout.profile
     found.ask("lock", lambda: (True, f"{len(checkout.lock().profiles)} profiles", ""))
     if found.ask("objects", lambda: (True, f"{len(checkout.objects.order)} stages", "")):
-        _examine_project(found, checkout)
+        _examine_project(found, checkout, is_asked=profile is not None)
     return found
 
 
-def _examine_project(found: Diagnosis, checkout: Checkout) -> None:
+def _examine_project(found: Diagnosis, checkout: Checkout, *, is_asked: bool) -> None:
     if not found.ask("runner", lambda: _runner(checkout)) or not found.checks[0].ok:
         return  # without a store there is nothing more to look at
     work = Workspace(checkout, Store.open(Path(str(found.store))))
     found.ask("recipes", lambda: _recipes(work))
     found.ask("pointers", lambda: _pointers(work))
     found.ask("lock entries", lambda: _agreed(work))
+    if is_asked:  # a profile that is named is one that is about to be built
+        found.ask("preflight", lambda: _preflight(found, work))
+
+
+def _preflight(found: Diagnosis, work: Workspace) -> tuple[bool, str, str]:
+    """What the project's runner has to say before its builds."""
+    said = load_runner(work.checkout).preflight(work.checkout, work.store.root)
+    found.checks += [Check(one.name, one.ok, one.detail, "" if one.ok else one.next_step) for one in said]
+    return True, f"{len(said)} findings" if said else "the runner has none", ""
 
 
 def _git(start: Path, profile: str | None) -> tuple[bool, str, str]:

@@ -18,6 +18,7 @@ import os
 import pickle
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from vpstore.errors import UsageError, VpstoreError
 
 _T = TypeVar("_T")
 _FOLDER = "ranks"  # in the scratch folder
-_PROGRESS, _ERROR = "progress", "error-"
+_PROGRESS, _ERROR, _TRACE = "progress", "error-", "trace-"
 _LOOK_SECONDS = 0.5
 
 
@@ -64,7 +65,7 @@ def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress
         with _passed_on(folder / _PROGRESS, progress):
             found: dict[int, _T] = elastic_launch(config, _rank)(work, job, folder)
     except ChildFailedError as error:
-        raise _told(folder) or _death(job, *_first(error)) from error
+        raise _told(folder) or _broke(job, folder) or _death(job, *_first(error)) from error
     shutil.rmtree(folder, ignore_errors=True)
     return found[0]
 
@@ -85,6 +86,9 @@ def _rank(work: Callable[[Job, Progress], _T], job: Job, folder: Path) -> _T | N
     except VpstoreError as error:
         (folder / f"{_ERROR}{rank}").write_bytes(pickle.dumps(error))
         raise SystemExit(1) from error  # without waiting for the others, who may wait for this one
+    except Exception as error:  # a fault of the code, not of what it was given: nothing else would tell of it
+        (folder / f"{_TRACE}{rank}").write_text(traceback.format_exc(), encoding="utf-8")
+        raise SystemExit(1) from error
     return result if rank == 0 else None
 
 
@@ -126,6 +130,18 @@ def _told(folder: Path) -> VpstoreError | None:
     for path in sorted(folder.glob(f"{_ERROR}*")):
         error: VpstoreError = pickle.loads(path.read_bytes())
         return error
+    return None
+
+
+def _broke(job: Job, folder: Path) -> VpstoreError | None:
+    """What the lowest of the ranks that broke left behind."""
+    for path in sorted(folder.glob(f"{_TRACE}*")):
+        return VpstoreError(
+            "a rank of a training broke, and the others were ended",
+            where=f"{job.entry}, rank {path.name.removeprefix(_TRACE)}",
+            found=path.read_text(encoding="utf-8").strip().splitlines()[-1],
+            next_step=f"its traceback is in {path}; the state that was saved last is kept",
+        )
     return None
 
 

@@ -62,9 +62,9 @@ class Ranks(NamedTuple):
         """The rows of all ranks, those of rank 0 first; every rank has as many."""
         if self.world == 1:
             return rows
-        found = rows.new_empty((self.world * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_into_tensor(found, rows.contiguous())
-        return found
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     def require_same(self, what: str, value: str) -> None:
         """Hold that every rank was given the same.

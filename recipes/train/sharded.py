@@ -152,5 +152,6 @@ def _share_out(model: Student, mesh: DeviceMesh, names: frozenset[str]) -> None:
         return function(hidden_NH, head.weight, *rest, **options)
 
     head.through = through  # type: ignore[assignment]
-    register_fsdp_forward_method(model, "hidden_of")
+    for name in ("hidden_of", "hidden_and_state"):  # in training, and in measuring
+        register_fsdp_forward_method(model, name)
     register_fsdp_forward_method(head, "through")

@@ -32,11 +32,22 @@ def trainer_of(data: Path, folder: Path, *, steps: int, experts: bool, phases: b
     return Trainer(model, params, AlignedDataset(data, "train"), scratch, **options)
 
 
+@torch.no_grad()
+def measured_before(trainer: Trainer) -> None:
+    """A stage measures its parent before the first step, when no training pass has been made yet."""
+    with trainer.sharding.whole():
+        ids = torch.arange(32)[None]
+        trainer.record["before"] = float(trainer.model.forward_hidden(ids).double().square().mean())
+        head: torch.Tensor = trainer.model.head_weight
+        trainer.record["head"] = float(head.double().square().mean())
+
+
 def train(data: Path, folder: Path, *, steps: int, kind: str = "experts", until: int | None = None) -> None:
     """Go on from a state if there is one, to the end or to a step; what came out lies in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     trainer = trainer_of(data, folder, steps=steps, experts=kind != "dense", phases=kind == "phases")
-    trainer.resume()
+    if not trainer.resume():
+        measured_before(trainer)
     trainer.on_step = lambda row, figures: trainer.step == until
     trainer.run(lambda *_: None)
     if until is not None:
@@ -47,6 +58,7 @@ def train(data: Path, folder: Path, *, steps: int, kind: str = "experts", until:
     if trainer.ranks.is_first:
         save_file(weights, folder / f"weights-{trainer.step}.safetensors")
         (folder / f"rows-{trainer.step}.json").write_text(json.dumps(trainer.rows))
+        (folder / "record.json").write_text(json.dumps({**trainer.record, "rows": []}))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,18 @@ def test_two_ranks_train_as_one_process_does_and_take_up_each_others_states(runs
         require_alike(root / "two" / "phases", root / "one" / "phases", steps)
 
 
+def test_what_is_measured_before_the_first_step_is_the_same_and_who_trained_stands_in_the_record(runs: Runs) -> None:
+    root, steps = runs
+    one, two, taken = (
+        json.loads((root / place / "record.json").read_text())
+        for place in ("one/experts", "two/experts", "two/taken-over")
+    )
+    assert one["before"] == two["before"] == taken["before"]
+    assert one["head"] == two["head"]
+    assert two["ranks"] == [{"from_step": 0, "ranks": 2}]
+    assert taken["ranks"] == [{"from_step": 0, "ranks": 1}, {"from_step": steps - 1, "ranks": 2}]
+
+
 def test_the_first_step_counts_and_routes_exactly_alike(runs: Runs) -> None:
     root, steps = runs
     one, two = (rows_of(root / world / "experts", steps)[0] for world in ("one", "two"))

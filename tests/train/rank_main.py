@@ -19,16 +19,16 @@ from recipes.train.loop import Phase, Scratch, Trainer
 from recipes.train.state import Identity
 
 
-def trainer_of(data: Path, folder: Path, *, steps: int, experts: bool, phases: bool) -> Trainer:
+def trainer_of(data: Path, folder: Path, kind: str, *, steps: int) -> Trainer:
     """A pico student in training; the same start everywhere."""
     sizes = {"sequence_length": 24, "sequences": 4, "micro_sequences": 1}
     table = params_table(steps=steps, save_every_steps=steps - 1, packing="whole_row", **sizes)
     params = Params.model_validate_json(json.dumps(table)).train
-    model = Student(pico_moe() if experts else pico_config())
+    model = Student(pico_config() if kind == "dense" else pico_moe())
     model.draw(torch.Generator().manual_seed(1))
     scratch = Scratch(folder / "states", Identity({}, params.model_dump(mode="json")))
     new = (Phase("new", 0, lambda name: ".layers.1." in name), Phase("all", steps // 2, lambda name: True))
-    options: dict[str, Any] = {"phases": new} if phases else {}
+    options: dict[str, Any] = {"phases": new} if kind == "phases" else {}
     return Trainer(model, params, AlignedDataset(data, "train"), scratch, **options)
 
 
@@ -45,7 +45,7 @@ def measured_before(trainer: Trainer) -> None:
 def train(data: Path, folder: Path, *, steps: int, kind: str = "experts", until: int | None = None) -> None:
     """Go on from a state if there is one, to the end or to a step; what came out lies in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = trainer_of(data, folder, steps=steps, experts=kind != "dense", phases=kind == "phases")
+    trainer = trainer_of(data, folder, kind, steps=steps)
     if not trainer.resume():
         measured_before(trainer)
     trainer.on_step = lambda row, figures: trainer.step == until

@@ -13,7 +13,7 @@ help:  ## this list
 # A stamp, so that an installed environment costs nothing; a change of the pins installs again.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev,megatron]'
 	@touch $@
 
 repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was built

@@ -142,6 +142,19 @@ class Runner(Protocol):
         Raises:  UsageError: the recipe is no plan, so its tensors cannot be had one by one; RecipeRefused.
         """
 
+    def exporters(self) -> dict[str, str]:
+        """Formats besides plain files that `export --to` offers: name -> what it is for. Optional: none.
+
+        Fast, and without a tensor library.
+        """
+
+    def export(self, target: str, source: ResolvedInput, folder: Path, progress: ProgressFunction) -> None:
+        """Write an artifact in one of those formats. Only asked for if `exporters` names it.
+
+        Args:    folder: an empty folder, which appears under its own name when this returns.
+        Raises:  RecipeRefused: the artifact is not what the format is for.
+        """
+
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
 
@@ -217,6 +230,18 @@ class _Guarded:
         with project_code(prepared.recipe_entry, self.root, scratch=scratch):
             found = self.module.recompute(prepared, inputs, selection, scratch, progress)
         return cast(Staged, checked(found, Staged, f"recompute for {prepared.recipe_entry}"))
+
+    def exporters(self) -> dict[str, str]:
+        if not callable(getattr(self.module, "exporters", None)):
+            return {}
+        _refuse_lacking(self.module, "export")
+        with project_code("exporters", self.root):
+            found = self.module.exporters()
+        return cast(dict[str, str], checked(found, Mapping, "exporters"))
+
+    def export(self, target: str, source: ResolvedInput, folder: Path, progress: ProgressFunction) -> None:
+        with project_code(f"export to {target}", self.root):
+            self.module.export(target, source, folder, progress)
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         _refuse_lacking(self.module, "param_keys")

@@ -168,6 +168,7 @@ class Folder:
                 found=f"without {', '.join(absent)}",
                 next_step="name the folder of one iteration, release/ or iter_0000000/",
             )
+        _refuse_other_backend(path)
         self._reader = _Reader(path, _index(path))
 
     @property
@@ -181,6 +182,11 @@ class Folder:
             for key, entry in self._entries.items()
             if isinstance(entry, TensorStorageMetadata)
         }
+
+    def data_files(self) -> set[str]:
+        """Names of the files that hold the data, relative to the folder, as the index has them."""
+        stored = self._reader.index.storage_data or {}
+        return {str(where.relative_path) for where in stored.values()}
 
     def states(self) -> list[str]:
         """Keys of what is no tensor."""
@@ -229,6 +235,22 @@ class _IndexUnpickler(pickle.Unpickler):
         if isinstance(found, torch.dtype | torch.layout | torch.memory_format):
             return found
         raise pickle.UnpicklingError(f"an index has no use for {module}.{name}")
+
+
+def _refuse_other_backend(path: Path) -> None:
+    try:
+        found = json.loads((path / BACKEND).read_text(encoding="utf-8"))
+    except ValueError as error:
+        found = f"{type(error).__name__}: {error}"
+    told = {key: found.get(key) for key in _BACKEND} if isinstance(found, dict) else found
+    if told != _BACKEND:
+        raise RecipeRefused(
+            "another version of Megatron wrote this, or it keeps its checkpoints in another format",
+            where=f"{path.name}/{BACKEND}",
+            expected=json.dumps(_BACKEND),
+            found=str(found)[:200],
+            next_step="save it with --ckpt-format torch_dist in Megatron-Core 0.16 to 0.19",
+        )
 
 
 def _index(path: Path) -> Metadata:

@@ -6,16 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from core_stack import STRIDE
 from student_builder import SMALL_MOE, config_of, ids_of, student_of
+from torch import Tensor
 
 from recipes.checkpoint import TOKENIZER_FILES, expected_tensors, load_student, student_config_json
+from recipes.megatron import torch_dist
 from recipes.megatron.export import export
 from recipes.megatron.layout import megatron_key
+from recipes.megatron.torch_dist import Folder, write_folder
 from recipes.model.config import StudentConfig
+from recipes.planned import PlannedTensor
 from recipes.recipe import InputArtifact
-from recipes.tensors import TORCH_DTYPES, TensorReader, write_safetensors
+from recipes.tensors import DTYPE_NAMES, TORCH_DTYPES, TensorReader, write_safetensors
 
 CONFIGS = {
     "compat": config_of("gqa", layers=2),
@@ -80,3 +85,36 @@ def made(root: Path, name: str, target: str, change: Callable[[Path], None] = la
     expect(case, source, config)
     change(case)
     return case
+
+
+def rewritten(release: Path, change: Callable[[dict[str, Tensor]], None], *, is_checked: bool = True) -> None:
+    """Write a torch_dist folder anew with other tensors, as its writer would have.
+
+    Args:    is_checked: whether values must be finite, as our own writer asks.
+    """
+    folder = Folder(release)
+    tensors = {key: folder.read(key) for key in folder.tensors()}
+    states = folder.states()
+    change(tensors)
+    for path in release.iterdir():
+        path.unlink()
+    rows = [
+        PlannedTensor(key, DTYPE_NAMES[value.dtype], value.shape, lambda v=value: v) for key, value in tensors.items()
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_checked:
+            patch.setattr(torch_dist, "require_finite", lambda *_: None)
+        write_folder(release, rows, states=states)
+
+
+def in_plain_order(case: Path) -> None:
+    """Let q of all groups come first, then k, then v, as most other stacks have them."""
+
+    def reorder(tensors: dict[str, Tensor]) -> None:
+        for key, value in tensors.items():
+            if key.endswith(("linear_qkv.weight", "linear_qkv.bias")):
+                groups = value.reshape(2, 6, 128, *value.shape[1:])
+                parts = groups[:, :4].flatten(0, 2), groups[:, 4].flatten(0, 1), groups[:, 5].flatten(0, 1)
+                tensors[key] = torch.cat(parts)
+
+    rewritten(case / "release", reorder)

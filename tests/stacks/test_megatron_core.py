@@ -12,12 +12,11 @@ from shutil import which
 from typing import Any
 
 import pytest
-import torch
 from core_stack import fields_of, flags_of
-from stack_cases import CONFIGS, made
+from stack_cases import CONFIGS, in_plain_order, made
+from test_import_megatron import taken
 
-from recipes.megatron.torch_dist import Folder, write_folder
-from recipes.tensors import planned
+from recipes.recipe import InputArtifact
 
 HERE = Path(__file__).parent
 OPTIONS = {"stock": ("0.16.1", "0.19.0"), "public": ("public-b8a563c",)}
@@ -36,25 +35,6 @@ def answer(process: subprocess.Popen[str]) -> Any:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
-
-
-def in_plain_order(case: Path) -> None:
-    """Write the release anew, with q of all groups first, then k, then v, as most other stacks have them."""
-
-    def reordered(key: str, value: torch.Tensor) -> torch.Tensor:
-        if not key.endswith(("linear_qkv.weight", "linear_qkv.bias")):
-            return value
-        groups = value.reshape(2, 6, 128, *value.shape[1:])
-        return torch.cat([groups[:, :4].flatten(0, 2), groups[:, 4].flatten(0, 1), groups[:, 5].flatten(0, 1)])
-
-    folder = Folder(case / "release")
-    tensors = {key: reordered(key, folder.read(key)) for key in folder.tensors()}
-    states = folder.states()
-    for path in (case / "release").iterdir():
-        path.unlink()
-    names = {torch.bfloat16: "BF16", torch.float32: "F32"}
-    rows = [planned(key, value.shape, names[value.dtype], lambda v=value: v) for key, value in tensors.items()]
-    write_folder(case / "release", rows, states=states)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +64,17 @@ def test_a_plain_order_of_q_k_v_passes_a_strict_load_and_is_seen_in_the_logits(
     found: dict[str, dict[str, float]],
 ) -> None:
     assert found["plain-order"]["logits"] > 0.1
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_what_megatron_saves_comes_back_bit_for_bit(
+    cases: dict[str, Path], found: dict[str, dict[str, float]], tmp_path: Path, name: str
+) -> None:
+    """It saves experts one by one, weights in float32, and an empty state for each layer."""
+    assert found[cases[name].name]
+    parent = InputArtifact("parent", "pico@main", "", cases[name].with_name(f"artifact-{name}"))
+    figures = taken(parent, cases[name] / "saved", tmp_path / "out")
+    assert figures["unchanged"] == figures["tensors"]
 
 
 def test_two_ranks_take_their_parts(cases: dict[str, Path], tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ NEUTRAL_OFFSET = -10.0  # an offset that takes no mass; 0 would take as much as 
 FRESH_RESIDUAL_LOGIT = 4.0  # a fresh layer mixes sigmoid(4) = 0.982 of its own values
 
 
+MEGATRON = ((0, 16), (0, 19))  # versions of Megatron-Core, the first and the last
+
+
 class UnfitConfig(ValueError):
     """A configuration that the vp architecture has no code for."""
 
@@ -79,7 +82,12 @@ class VpConfig(TransformerConfig):
 
     def _faults(self) -> list[tuple[bool, str]]:
         has_experts = self.num_moe_experts is not None
+        known = MEGATRON[0] <= _version() <= MEGATRON[1]
         return [
+            (
+                not known,
+                f"Megatron-Core {_version()} is none of {MEGATRON[0]} to {MEGATRON[1]}, which this file is for",
+            ),
             (
                 self.value_residual and self.pipeline_model_parallel_size > 1,
                 "the value residual needs pipeline_model_parallel_size 1: layer 1's values do not travel",
@@ -98,13 +106,15 @@ class VpConfig(TransformerConfig):
                 self.tensor_model_parallel_size > (self.num_query_groups or self.num_attention_heads),
                 "tensor_model_parallel_size must not exceed the number of key/value heads",
             ),
-            (
-                has_experts and self.add_bias_linear and (self.expert_tensor_parallel_size or 1) > 1,
-                "expert_tensor_parallel_size must be 1: every rank would add the experts' output bias",
-            ),
             (has_experts and bool(self.moe_grouped_gemm), "--moe-grouped-gemm knows no expert bias"),
             (has_experts and bool(self.moe_shared_expert_overlap), "--moe-shared-expert-overlap knows no shared bias"),
         ]
+
+
+def _version() -> tuple[int, int]:
+    from megatron.core.package_info import MAJOR, MINOR
+
+    return MAJOR, MINOR
 
 
 def add_arguments(parser):

@@ -50,7 +50,7 @@ def stock_file(config: StudentConfig) -> str:
         "stock Megatron-Core 0.16 to 0.19 with megatron_plugin/: run pretrain_vp.py in the place of pretrain_gpt.py",
         "add --load and the folder of this file; the weights start a run at step 0, without an optimizer state",
         f"NullTokenizer adds an id of its own to --vocab-size; --eod-id {END_OF_DOCUMENT} is where documents end",
-        "tensor parallelism up to 2, with --sequence-parallel for experts; expert parallelism; no pipeline",
+        "tensor parallelism up to 2 (experts: --sequence-parallel --expert-tensor-parallel-size 1), expert parallelism",
     ]
     return write_arguments(dict(stock_arguments(config)), comments=comments)
 

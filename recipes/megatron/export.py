@@ -58,7 +58,9 @@ def export(target: str, source: InputArtifact, folder: Path, progress: Progress)
     _require_held(config, target)
     tensors = _Tensors(reader, config, folds=target == FOLDING)
     (folder / RELEASE).mkdir()
-    after = write_folder(folder / RELEASE, tensors.planned(progress), states=extra_states(config))
+    after = write_folder(
+        folder / RELEASE, tensors.planned(progress), states=extra_states(config), stacks=tensors.stacks()
+    )
     found = agreement(Folder(folder / RELEASE).read, reader, config)
     require_agreement(found, where=f"{source.ref}, written for {target}")
     document = _provenance(target, source, config, found) | {"tensors": tensors.table(after)}
@@ -124,6 +126,10 @@ class _Tensors:
         self._reader, self._config = reader, config
         self._entries = entries(config, folds_shared_bias=folds)
         self._before: dict[str, str] = {}  # of folded tensors; the others keep their bytes
+
+    def stacks(self) -> list[str]:
+        """Keys of what is written expert by expert."""
+        return [entry.key for entry in self._entries if entry.is_stack]
 
     def planned(self, progress: Progress) -> list[PlannedTensor]:
         """Each to be computed when it is written."""

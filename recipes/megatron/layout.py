@@ -71,6 +71,11 @@ class Entry:
     shape: tuple[int, ...]
     is_folded: bool = False  # holds other values than the artifact's tensor
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether its first dimension counts experts, which Megatron reads one by one."""
+        return ".experts.experts." in self.key
+
 
 def megatron_key(name: str) -> str:
     """Megatron's key of a student's tensor.

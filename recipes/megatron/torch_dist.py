@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
-import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,43 +37,30 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from recipes.megatron.dist_index import BACKEND, INDEX, VERSIONS, read_index, refuse_other_backend
 from recipes.planned import PlannedTensor
 from recipes.tensors import TORCH_DTYPES, raw_bytes, require_finite
 from vpstore.errors import RecipeRefused
 
-INDEX = ".metadata"
 DATA = "__0_0.distcp"
 COMMON = "common.pt"
-BACKEND = "metadata.json"
-# What Megatron's loader asks for before anything else.
-_BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
-            "common_backend_version": 1}  # fmt: skip
 # Not of the weights: content_metadata says that every layer has keys of its own, so that no flag is needed; without
 # `args` a loader takes the run's own.
 _COMMON = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"non_homogeneous_layers": True}}
-# The classes of an index, by module; whatever else a pickle asks for is refused.
-_INDEX_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "device"},
-    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
-    "collections": {"OrderedDict"},
-}  # fmt: skip
 
 
-def write_folder(folder: Path, tensors: Sequence[PlannedTensor], *, states: Sequence[str]) -> dict[str, str]:
+def write_folder(
+    folder: Path, tensors: Sequence[PlannedTensor], *, states: Sequence[str], stacks: Collection[str] = ()
+) -> dict[str, str]:
     """Write tensors and empty states, each file synced; the folder must be there and empty.
 
-    Args:    tensors: their `name` is the key; states: keys of Megatron's `_extra_state`, which are empty.
+    Args:    tensors: their `name` is the key; states: keys of Megatron's `_extra_state`, which are empty; stacks: keys
+             of tensors that are read one index of the first dimension at a time, and are written so: a reader loads
+             whole pieces, and would load a stack once for each of its experts.
     Returns: BLAKE3 of every tensor's bytes as written, by key.
     Raises:  RecipeRefused: a value that is not finite.
     """
-    planner = _OneAtATime(tensors)
+    planner = _OneAtATime(tensors, stacks)
     meta = {t.name: torch.empty(t.shape, dtype=TORCH_DTYPES[t.dtype], device="meta") for t in tensors}
     with warnings.catch_warnings(action="ignore"):  # that there is one process, which no_dist has said
         content = {**meta, **{key: [None] for key in states}}
@@ -80,7 +68,7 @@ def write_folder(folder: Path, tensors: Sequence[PlannedTensor], *, states: Sequ
             save(content, storage_writer=_Writer(folder), planner=planner, no_dist=True)
         except CheckpointException as error:  # of all ranks, which is one: what failed stands inside
             raise error.failures[0][0] from None
-    for name, data in ((BACKEND, json.dumps(_BACKEND).encode()), (COMMON, _saved(_COMMON))):
+    for name, data in ((BACKEND, json.dumps(VERSIONS).encode()), (COMMON, _saved(_COMMON))):
         with (folder / name).open("xb") as out:
             out.write(data)
             out.flush()
@@ -106,20 +94,54 @@ def _sync_directory(folder: Path) -> None:
 class _OneAtATime(DefaultSavePlanner):
     """Plans with tensors on the meta device, and computes each when it is written."""
 
-    def __init__(self, tensors: Sequence[PlannedTensor]) -> None:
+    def __init__(self, tensors: Sequence[PlannedTensor], stacks: Collection[str]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._tensors, self._stacks = {tensor.name: tensor for tensor in tensors}, set(stacks)
+        self._current: tuple[str, Tensor] | None = None
         self.digests: dict[str, str] = {}
+
+    def create_local_plan(self) -> SavePlan:
+        """As the stock planner's, with stacks cut."""
+        plan = super().create_local_plan()
+        items = [piece for item in plan.items for piece in self._pieces(item)]
+        return replace(plan, items=items)
+
+    def _pieces(self, item: WriteItem) -> list[WriteItem]:
+        data = item.tensor_data
+        if item.index.fqn not in self._stacks or data is None:
+            return [item]
+        sizes, rest = torch.Size([1, *data.size[1:]]), [0] * (len(data.size) - 1)
+        pieces = []
+        for number in range(data.size[0]):
+            place = torch.Size([number, *rest])
+            index = replace(item.index, offset=place, index=number)
+            chunk = replace(data.chunk, offsets=place, sizes=sizes)
+            shard = WriteItemType.SHARD
+            pieces.append(replace(item, index=index, type=shard, tensor_data=replace(data, chunk=chunk)))
+        return pieces
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         """The tensor, computed now; an empty state as bytes."""
         key = write_item.index.fqn
         if write_item.type == WriteItemType.BYTE_IO:
             return cast(io.BytesIO, super().resolve_data(write_item))
-        tensor = self._tensors[key].compute().contiguous()
-        require_finite(key, tensor)
-        self.digests[key] = f"blake3:{blake3(raw_bytes(tensor)).hexdigest()}"
-        return tensor
+        if self._current is None or self._current[0] != key:  # pieces of a stack follow each other
+            tensor = self._tensors[key].compute().contiguous()
+            if tensor.untyped_storage().nbytes() != tensor.nbytes:
+                tensor = tensor.clone()  # a view would be saved with the whole of its storage
+            # A sum says so in one reading; one that runs over is looked at number by number.
+            if not math.isfinite(tensor.sum(dtype=torch.float32).item()):
+                require_finite(key, tensor)
+            self.digests[key] = f"blake3:{blake3(raw_bytes(tensor)).hexdigest()}"
+            self._current = key, tensor
+        whole = self._current[1]
+        if key not in self._stacks or write_item.index.offset is None:
+            return whole
+        number = write_item.index.offset[0]
+        size = whole[number].nbytes
+        # The same bytes as a storage of their own: a view would be saved with the whole of its storage.
+        piece = torch.frombuffer(raw_bytes(whole)[number * size : (number + 1) * size], dtype=whole.dtype)
+        return piece.reshape(1, *whole.shape[1:])
 
 
 class _Writer(FileSystemWriter):
@@ -138,9 +160,7 @@ class _Writer(FileSystemWriter):
                 if isinstance(data, io.BytesIO):
                     out.write(data.getbuffer())
                 else:
-                    # A view of a larger storage would be saved with all of it.
-                    is_part = data.untyped_storage().nbytes() != data.nbytes
-                    torch.save(data.clone() if is_part else data, out)
+                    torch.save(data, out)
                 size = out.tell() - offset
                 results.append(WriteResult(item.index, size, _StorageInfo(DATA, offset, size)))
             out.flush()
@@ -168,20 +188,18 @@ class Folder:
                 found=f"without {', '.join(absent)}",
                 next_step="name the folder of one iteration, release/ or iter_0000000/",
             )
-        _refuse_other_backend(path)
-        self._reader = _Reader(path, _index(path))
-
-    @property
-    def _entries(self) -> Mapping[str, Any]:
-        return self._reader.index.state_dict_metadata
-
-    def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of every tensor, by key."""
-        return {
+        refuse_other_backend(path)
+        self._reader = _Reader(path, read_index(path))
+        self._entries: Mapping[str, Any] = self._reader.index.state_dict_metadata
+        self._tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             key: (entry.properties.dtype, tuple(entry.size))
             for key, entry in self._entries.items()
             if isinstance(entry, TensorStorageMetadata)
         }
+
+    def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every tensor, by key."""
+        return dict(self._tensors)
 
     def data_files(self) -> set[str]:
         """Names of the files that hold the data, relative to the folder, as the index has them."""
@@ -190,14 +208,14 @@ class Folder:
 
     def states(self) -> list[str]:
         """Keys of what is no tensor."""
-        return sorted(self._entries.keys() - self.tensors().keys())
+        return sorted(self._entries.keys() - self._tensors.keys())
 
     def read(self, key: str) -> Tensor:
         """The whole tensor, joined from its parts.
 
         Raises:  RecipeRefused: no such tensor, or data that cannot be read.
         """
-        found = self.tensors().get(key)
+        found = self._tensors.get(key)
         if found is None:
             raise RecipeRefused("a checkpoint of Megatron has no tensor of this key", where=f"{self.path.name}: {key}")
         value = {key: torch.empty(found[1], dtype=found[0])}
@@ -225,46 +243,3 @@ class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The index."""
         return self.index
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _INDEX_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        found = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(found, torch.dtype | torch.layout | torch.memory_format):
-            return found
-        raise pickle.UnpicklingError(f"an index has no use for {module}.{name}")
-
-
-def _refuse_other_backend(path: Path) -> None:
-    try:
-        found = json.loads((path / BACKEND).read_text(encoding="utf-8"))
-    except ValueError as error:
-        found = f"{type(error).__name__}: {error}"
-    told = {key: found.get(key) for key in _BACKEND} if isinstance(found, dict) else found
-    if told != _BACKEND:
-        raise RecipeRefused(
-            "another version of Megatron wrote this, or it keeps its checkpoints in another format",
-            where=f"{path.name}/{BACKEND}",
-            expected=json.dumps(_BACKEND),
-            found=str(found)[:200],
-            next_step="save it with --ckpt-format torch_dist in Megatron-Core 0.16 to 0.19",
-        )
-
-
-def _index(path: Path) -> Metadata:
-    try:
-        with (path / INDEX).open("rb") as held:
-            found = _IndexUnpickler(held).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise RecipeRefused(
-            "the index of a torch_dist folder cannot be read",
-            where=f"{path.name}/{INDEX}",
-            expected="what torch.distributed.checkpoint writes",
-            found=f"{type(error).__name__}: {error}"[:300],
-            next_step="copy the folder again, and take it only from somebody you trust",
-        ) from error
-    if not isinstance(found, Metadata):
-        raise RecipeRefused("the index of a torch_dist folder is none", where=f"{path.name}/{INDEX}")
-    return found

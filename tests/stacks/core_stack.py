@@ -165,6 +165,33 @@ def gradients(model: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]
     return {"gradient_tensors": len(own), "gradients": max(apart(found[key], expected[key]) for key in found)}
 
 
+def faults(case: Path) -> dict[str, str]:
+    """What the plugin says of configs that it has no code for; nothing if it takes them."""
+    import vp_megatron
+
+    text = (case / "arguments-stock.txt").read_text()
+    bad = {
+        "pipeline": {"pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32},
+        "recompute": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        "context": {"context_parallel_size": 2},
+        "tensor": {"tensor_model_parallel_size": 4, "expert_tensor_parallel_size": 1},
+        "experts": {"moe_shared_expert_overlap": True, "moe_token_dispatcher_type": "alltoall"},
+        "version": {},
+        "good": {},
+    }
+    found = {}
+    for name, changes in bad.items():
+        versions = vp_megatron.MEGATRON
+        vp_megatron.MEGATRON = ((0, 1), (0, 2)) if name == "version" else versions
+        try:
+            config_of(text, **changes)
+            found[name] = ""
+        except vp_megatron.UnfitConfig as error:
+            found[name] = str(error)
+        vp_megatron.MEGATRON = versions
+    return found
+
+
 def tensor_parallel(case: Path) -> dict[str, float]:
     """Logits of this rank's half of the vocabulary."""
     from megatron.core import parallel_state
@@ -213,7 +240,7 @@ def main() -> None:
     if kind == "single":
         start(0, 1, tempfile.mktemp())
         divided()
-        print(json.dumps({case.name: single(case) for case in cases}))
+        print(json.dumps({"faults": faults(cases[-1]), **{case.name: single(case) for case in cases}}))
         return
     start(int(os.environ["RANK"]), 2, os.environ["MEETING"])
     print(json.dumps({**tensor_parallel(cases[0]), **expert_parallel(cases[1])}))

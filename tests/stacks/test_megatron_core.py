@@ -46,8 +46,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(cases: dict[str, Path]) -> dict[str, dict[str, float]]:
-    return answer(run_core("single", *map(str, cases.values())))
+def found(cases: dict[str, Path]) -> dict[str, Any]:
+    ordered = [*(case for name, case in cases.items() if name != "experts"), cases["experts"]]
+    return answer(run_core("single", *map(str, ordered)))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -58,6 +59,19 @@ def test_stock_megatron_computes_what_the_student_does(
     assert {key: figures[key] for key in MOST if figures[key] > MOST[key]} == {}
     kept = {"compat": 3}.get(name, 8)  # offsets, residual logits, and frequencies in real mode
     assert figures["float32_after_cast"] == kept
+
+
+def test_the_plugin_refuses_what_it_has_no_code_for(cases: dict[str, Path], found: dict[str, Any]) -> None:
+    said = {name: words.split(":")[0].split(" ")[0] for name, words in found["faults"].items()}
+    assert said == {
+        "pipeline": "the",
+        "recompute": "the",
+        "context": "context_parallel_size",
+        "tensor": "tensor_model_parallel_size",
+        "experts": "--moe-shared-expert-overlap",
+        "version": "Megatron-Core",
+        "good": "",
+    }
 
 
 def test_a_plain_order_of_q_k_v_passes_a_strict_load_and_is_seen_in_the_logits(
@@ -97,6 +111,7 @@ def test_the_same_plugin_runs_on_the_newest_core(cases: dict[str, Path], tmp_pat
         for name in ("release", "arguments-stock.txt", "expected.pt"):
             (copies[-1] / name).symlink_to(case / name)
     figures = answer(run_core("single", *map(str, copies), python=which(NEWER) or NEWER))
+    del figures["faults"]
     for name, row in figures.items():
         assert (row["logits"] > 0.1) if name == "plain-order" else all(row[key] <= most for key, most in MOST.items())
 

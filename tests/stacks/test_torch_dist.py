@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from stack_cases import CONFIGS, artifact, exported, silent
 from student_builder import SMALL_MOE
 
 from recipes.checkpoint import expected_tensors
+from recipes.megatron.dist_index import read_index
 from recipes.megatron.export import export
 from recipes.megatron.layout import entries, extra_states, folded, megatron_key
 from recipes.megatron.torch_dist import Folder, write_folder
 from recipes.model.config import StudentConfig
 from recipes.recipe import InputArtifact
-from recipes.tensors import TensorReader, planned
+from recipes.tensors import TensorReader, planned, raw_bytes
 from vpstore.errors import RecipeRefused
 
 
@@ -107,6 +109,17 @@ def test_what_cannot_be_exported_is_refused(source: InputArtifact, tmp_path: Pat
         assert said in f"{refusal.value.found}"
     with pytest.raises(RecipeRefused, match="only a student"):
         export("megatron", InputArtifact("source", "pico@main", "", tmp_path), tmp_path, silent)
+
+
+def test_a_stack_is_written_one_by_one_and_comes_back_whole(tmp_path: Path) -> None:
+    """Megatron loads whole pieces: a stack in one would be read once for each expert."""
+    stack = torch.randn(5, 3, 2).bfloat16()
+    rows = [planned("m.experts.experts.w", (5, 3, 2), "BF16", lambda: stack)]
+    digests = write_folder(tmp_path, rows, states=[], stacks=["m.experts.experts.w"])
+    assert torch.equal(Folder(tmp_path).read("m.experts.experts.w"), stack)
+    entry = read_index(tmp_path).state_dict_metadata["m.experts.experts.w"]
+    assert [tuple(chunk.offsets) for chunk in entry.chunks] == [(number, 0, 0) for number in range(5)]
+    assert digests["m.experts.experts.w"] == f"blake3:{blake3(raw_bytes(stack)).hexdigest()}"
 
 
 class _Harm:

@@ -81,9 +81,9 @@ def pin(work: Workspace, ref: StageRef, folder: Path) -> list[Path]:
         own = folder / role if len(sources) > 1 or (folder / role).is_dir() else folder
         path = work.checkout.root / name
         document = _provenance(work, path, own)
-        atomic.make_directory(path.parent)
-        with atomic.disk_errors(path, "pinning"):
-            atomic.write_if_different(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        with atomic.disk_errors(path, "pinning"), work.checkout.opened(path.parent) as place:
+            atomic.write_if_different(place / path.name, text.encode())
         written.append(path)
     return written
 

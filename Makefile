@@ -3,6 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The newest Megatron wants a newer Python; where there is one, the slow tests run the plugin in it, too.
+PYTHON312 := $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null)
+NEWEST := $(VENV)-megatron
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: repro stage1-smoke test test-slow faults bench lint clean help
@@ -13,7 +16,7 @@ help:  ## this list
 # A stamp, so that an installed environment costs nothing; a change of the pins installs again.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev,megatron]'
 	@touch $@
 
 repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was built
@@ -25,8 +28,13 @@ stage1-smoke: $(BIN)/.installed  ## after make repro: Stage 1 for some steps fro
 test: $(BIN)/.installed  ## the default tests: offline, CPU, about four minutes
 	pytest
 
-test-slow: $(BIN)/.installed  ## the long ones: the chain twice from scratch, other thread settings
-	pytest -m slow
+$(NEWEST)/.installed:
+	$(PYTHON312) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet torch==2.13.0 megatron-core==0.19.2 psutil
+	@touch $@
+
+test-slow: $(BIN)/.installed $(if $(PYTHON312),$(NEWEST)/.installed)  ## the long ones: the chain twice from scratch, other thread settings
+	$(if $(PYTHON312),VPSTORE_MEGATRON_PYTHON=$(abspath $(NEWEST))/bin/python) pytest -m slow
 
 faults: $(BIN)/.installed  ## the fault matrix, about half an hour; writes its counts into docs/FAULTS.md
 	python -m benchmarks.fault_matrix
@@ -38,4 +46,4 @@ lint: $(BIN)/.installed  ## ruff and mypy --strict
 	ruff check . && ruff format --check . && mypy
 
 clean:  ## the environment and caches; never the store
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache

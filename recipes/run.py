@@ -21,6 +21,7 @@ from recipes import config, execute, runtime
 from recipes import recompute as again
 from recipes.gpus import cards
 from recipes.job import Job
+from recipes.megatron import targets as export_targets
 from recipes.preflight import findings
 from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
@@ -158,6 +159,21 @@ def recompute(
     """
     job = _job(prepared, inputs, scratch)
     return _staged(again.recompute(job, selection.names, given=selection.intermediates, progress=progress))
+
+
+def exporters() -> dict[str, str]:
+    """Formats besides plain files that an artifact can be exported in: name -> what it is for."""
+    return dict(export_targets.TARGETS)
+
+
+def export(target: str, source: ResolvedInput, folder: Path, progress: Progress) -> None:
+    """Write an artifact in one of those formats into an empty folder.
+
+    Raises:  RecipeRefused: the artifact is not what the format is for, or the result does not agree with it.
+    """
+    from recipes.megatron.export import export as write
+
+    write(target, InputArtifact(source.role, source.ref, str(source.artifact), source.path), folder, progress)
 
 
 def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Job:

@@ -297,6 +297,7 @@ WRITERS = {
     "vpstore.verbs.attest": NAMED,
     "vpstore.verbs.export": NAMED,
     "vpstore.verbs.gc": STORE,
+    "vpstore.verbs.importing": BENEATH,
     "vpstore.verbs.lock": BENEATH,
     "vpstore.verbs.materialize": BENEATH,
     "vpstore.verbs.reports": BENEATH,

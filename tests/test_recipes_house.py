@@ -27,6 +27,18 @@ MAY = {
     "params": {"params", "model.config"},
     "data": {"data", "params", "errors", "tensors", "names", "recipe"},
     "model": {"model", "ops", "data", "params", "errors", "tensors", "names", "recipe", "checkpoint"},
+    "megatron": {
+        "megatron",
+        "model",
+        "errors",
+        "tensors",
+        "names",
+        "recipe",
+        "planned",
+        "checkpoint",
+        "train.megatron_arguments",
+        "train.run_files",
+    },
     "train": {
         "train",
         "model",

@@ -68,8 +68,7 @@ class Prepared:
     sources: tuple[PreparedSource, ...] = ()
     tokenizer: TokenizerRecord | None = None
     verbatim: bool = False  # a donor: no provenance.json is added
-    # JSON: how to run it, in no key. What of it may change bytes belongs into what `environment` says.
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # how to run it: in no key, maybe in `environment`
 
 
 @dataclass(frozen=True)
@@ -171,6 +170,19 @@ class Runner(Protocol):
     def preflight(self, checkout: Checkout, place: Path) -> list[Finding]:
         """What a profile asks of this machine; `place` is on the disk that artifacts are written to. Optional."""
 
+    def exporters(self) -> dict[str, str]:
+        """Formats besides plain files that `export --to` offers: name -> what it is for. Optional: none.
+
+        Fast, and without a tensor library.
+        """
+
+    def export(self, target: str, source: ResolvedInput, folder: Path, progress: ProgressFunction) -> None:
+        """Write an artifact in one of those formats. Only asked for if `exporters` names it.
+
+        Args:    folder: an empty folder, which appears under its own name when this returns.
+        Raises:  RecipeRefused: the artifact is not what the format is for.
+        """
+
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
 
@@ -261,6 +273,18 @@ class _Guarded:
         with project_code(f"preflight of profile {checkout.profile}", self.root):
             found = self.module.preflight(checkout, place)
         return [cast(Finding, checked(one, Finding, "preflight")) for one in found]
+
+    def exporters(self) -> dict[str, str]:
+        if not callable(getattr(self.module, "exporters", None)):
+            return {}
+        _refuse_lacking(self.module, "export")
+        with project_code("exporters", self.root):
+            found = self.module.exporters()
+        return cast(dict[str, str], checked(found, Mapping, "exporters"))
+
+    def export(self, target: str, source: ResolvedInput, folder: Path, progress: ProgressFunction) -> None:
+        with project_code(f"export to {target}", self.root):
+            self.module.export(target, source, folder, progress)
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
         _refuse_lacking(self.module, "param_keys")

@@ -14,34 +14,17 @@ from __future__ import annotations
 
 from typing import Any
 
+# NullTokenizer counts its own end of document besides, so that the padded vocabulary is one more than is said here.
+_TOKENIZER = "NullTokenizer"
+
 
 def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
     """The run as Megatron's flags; what upstream has no flag for stands in `megatron_comments`."""
-    model, moe, batch = run["model"], run["model"]["moe"], run["batch"]
-    schedule, optimizer, periods = run["schedule"], run["optimizer"], run["periods"]
+    batch, schedule, optimizer, periods = run["batch"], run["schedule"], run["optimizer"], run["periods"]
     return {
         **_switches(batch["precision"], run["data"]["packing"]),
-        "num-layers": str(model["num_layers"]),
-        "hidden-size": str(model["hidden_size"]),
-        "ffn-hidden-size": str(model["ffn_hidden_size"]),
-        "num-attention-heads": str(model["num_query_heads"]),
-        "num-query-groups": str(model["num_kv_heads"]),
-        "kv-channels": str(model["head_dim"]),
-        "vocab-size": str(model["vocab_size"]),
-        "make-vocab-size-divisible-by": "1",
-        "max-position-embeddings": str(model["max_sequence"]),
-        "normalization": "RMSNorm",
-        "norm-epsilon": repr(model["norm_eps"]),
-        "attention-dropout": "0.0",
-        "hidden-dropout": "0.0",
-        # Two numbers: keys before the query and after it; the window counts the query itself. Global layers have none.
-        "window-size": f"{model['window'] - 1},0",
-        "window-attn-skip-freq": str(model["global_every"]),
-        "position-embedding-type": "rope",
-        "softmax-type": "learnable",
-        "no-rope-freq": str(model["global_every"]),
-        "rotary-base": str(int(model["rope_base"])),
-        **_moe_arguments(model["num_layers"], moe),
+        **model_arguments(run["model"]),
+        "eod-id": str(run["tokenizer"]["end_of_document"]),
         "seq-length": str(batch["sequence_length"]),
         "global-batch-size": str(batch["global_sequences"]),
         "micro-batch-size": str(batch["micro_sequences"]),
@@ -65,13 +48,61 @@ def megatron_arguments(run: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
+def model_arguments(model: dict[str, Any]) -> dict[str, str | None]:
+    """The architecture as flags that stock Megatron knows, and those of the plugin for what it does not know.
+
+    Args:    model: the fields of a student's config.
+    """
+    switches = ["group-query-attention", "untie-embeddings-and-output-weights", "qk-layernorm", "squared-relu"]
+    # Squared ReLU has no fused kernel, nor have learnable frequencies; the other three want packages of their own.
+    switches += ["no-bias-gelu-fusion", "no-rope-fusion", "no-persist-layer-norm", "no-gradient-accumulation-fusion"]
+    switches += ["no-bias-dropout-fusion"]
+    return {
+        **dict.fromkeys(switches),
+        "transformer-impl": "local",
+        "num-layers": str(model["num_layers"]),
+        "hidden-size": str(model["hidden_size"]),
+        "ffn-hidden-size": str(model["ffn_hidden_size"]),
+        "num-attention-heads": str(model["num_query_heads"]),
+        "num-query-groups": str(model["num_kv_heads"]),
+        "kv-channels": str(model["head_dim"]),
+        "tokenizer-type": _TOKENIZER,
+        "vocab-size": str(model["vocab_size"] - 1),
+        "make-vocab-size-divisible-by": "1",
+        "max-position-embeddings": str(model["max_sequence"]),
+        "normalization": "RMSNorm",
+        "norm-epsilon": repr(model["norm_eps"]),
+        "attention-dropout": "0.0",
+        "hidden-dropout": "0.0",
+        "position-embedding-type": "rope",
+        "softmax-type": "learnable",
+        "rotary-base": str(int(model["rope_base"])),
+        **(_real_arguments(model) if model["attention"] == "tpa" else {}),
+        "value-residual": None,
+        **(_moe_arguments(model["num_layers"], model["moe"]) if model["moe"] else {}),
+    }
+
+
+def _real_arguments(model: dict[str, Any]) -> dict[str, str | None]:
+    """Windowed layers with TPA and rotary positions that learn, global ones with ALiBi instead."""
+    return {
+        # Two numbers: keys before the query and after it; the window counts the query itself. Global layers have none.
+        "window-size": f"{model['window'] - 1},0",
+        "window-attn-skip-freq": str(model["global_every"]),
+        "no-rope-freq": str(model["global_every"]),
+        "use-tpa": None,
+        "tpa-q-rank": str(model["query_rank"]),
+        "tpa-rank": str(model["kv_rank"]),
+        "grape-m": None,
+        "grape-a": None,
+    }
+
+
 def _switches(precision: str, packing: str) -> dict[str, str | None]:
-    names = ["group-query-attention", "untie-embeddings-and-output-weights", "qk-layernorm", "squared-relu"]
-    names += ["override-opt-param-scheduler"]
+    names = ["override-opt-param-scheduler"]
     # Upstream resets behind each <|endoftext|>: the end of every document, and every place of padding.
     names += ["reset-position-ids", "reset-attention-mask"] if packing != "whole_row" else []
-    names += ["moe-router-enable-expert-bias"] + (["bf16"] if precision == "bf16" else [])
-    return dict.fromkeys(names)
+    return dict.fromkeys(names + (["bf16"] if precision == "bf16" else []))
 
 
 def _moe_arguments(layers: int, moe: dict[str, Any]) -> dict[str, str | None]:
@@ -86,6 +117,7 @@ def _moe_arguments(layers: int, moe: dict[str, Any]) -> dict[str, str | None]:
         "moe-router-topk-scaling-factor": repr(moe["routed_scaling"]),
         "moe-router-score-function": "sigmoid",
         "moe-router-dtype": "fp32",
+        "moe-router-enable-expert-bias": None,
         "moe-router-bias-update-rate": repr(moe["bias_update_rate"]),
         "moe-router-load-balancing-type": "seq_aux_loss",
         "moe-aux-loss-coeff": repr(moe["balance_loss_weight"]),
@@ -112,9 +144,10 @@ def _data_paths(data: dict[str, Any]) -> list[str]:
 def _end_of_document(token: int) -> list[str]:
     return [
         f"--reset-position-ids and --reset-attention-mask reset behind tokenizer.eod, so that must answer {token}",
-        "no stock tokenizer does: HuggingFaceTokenizer on the tokenizer above answers 200002 (<|return|>),",
-        "NullTokenizer 201088, and with either attention runs through documents without a word;",
-        f"the trainer must set its tokenizer's eod to {token} (<|endoftext|>)",
+        "no stock tokenizer does: HuggingFaceTokenizer on the one above answers 200002 (<|return|>), which comes",
+        f"right before {token}: resets come one token early, and {token} opens the next document;",
+        "NullTokenizer answers an id that is not in the data: attention runs through documents without a word;",
+        f"the trainer must set its tokenizer's eod to {token} (<|endoftext|>): the plugin's --eod-id {token} does",
     ]
 
 
@@ -134,8 +167,8 @@ def megatron_comments(run: dict[str, Any]) -> list[str]:
         *_data_paths(run["data"]),
         *(_end_of_document(run["tokenizer"]["end_of_document"]) if run["data"]["packing"] != "whole_row" else ()),
         *(_BEST_FIT if run["data"]["packing"] == "best_fit" else ()),
-        "no upstream flag: TPA on local layers, GRAPE-M frequencies in float32, ALiBi on global layers, value residual",
-        "no upstream flag: the shared expert's output bias is applied; linear biases everywhere",
+        "of the plugin, megatron_plugin/: --use-tpa --tpa-q-rank --tpa-rank --grape-m --grape-a --value-residual",
+        "GRAPE-M frequencies, softmax offsets and residual logits are float32; the shared expert has its output bias",
         f"no upstream flag: NorMuon for matrices, AdamW for the others; {rates}",
         "no upstream flag: NorMuon's second moment [rows, 1] is part of a saved state, and a load needs its shape",
         f"no upstream flag: ids from {run['loss']['mask_ids_from']} on are no part of the softmax",

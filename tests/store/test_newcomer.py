@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -43,6 +45,63 @@ def test_a_preview_where_no_store_can_be_is_refused_as_the_build_is(project: Pro
     (tmp_path / "other" / "format").write_text("another\n")
     project.run("build", "seed", "--dry-run", code=10, VPSTORE_ROOT=str(tmp_path / "other"))
     assert " 10 no store" in " ".join(project.run("build", "--help").stdout.split())
+
+
+def test_an_import_can_pin_what_lies_in_a_folder(project: Project, tmp_path: Path) -> None:
+    """Without a pin other bytes are refused; with one, they are what the provenance says from then on."""
+    provenance = next(path for path in project.root.rglob("*.json") if "sha256" in path.read_text())
+    before = json.loads(provenance.read_text())
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(project.root / before["root"], elsewhere)
+    (elsewhere / "config.json").write_text("{}")
+    (elsewhere / "stray").write_text("x")
+    project.run("import", "seed", str(elsewhere), code=20)
+    assert json.loads(provenance.read_text()) == before
+    assert "leave one" in project.run("import", "seed", str(elsewhere), "--pin", "--dry-run", code=2).stderr
+    project.run("import", "seed", str(elsewhere), "--pin")
+    after = json.loads(provenance.read_text())
+    pinned = {row["path"]: row["sha256"] for row in after["files"]}
+    assert pinned["config.json"] == hashlib.sha256(b"{}").hexdigest()
+    assert [row["path"] for row in after["files"]] == [row["path"] for row in before["files"]]
+    assert after["root"] == str(elsewhere)
+    provenance.unlink()
+    project.run("import", "seed", str(elsewhere), "--pin")
+    anew = json.loads(provenance.read_text())
+    assert [row["path"] for row in anew["files"]] == sorted([*(row["path"] for row in before["files"]), "stray"])
+    assert anew["license"].startswith("unknown")
+    assert "nothing to pin" in project.run("import", "plant@sprout", str(elsewhere), "--pin", code=2).stderr
+    assert "nothing to pin" in project.run("import", "seed", str(tmp_path / "none"), "--pin", code=2).stderr
+
+
+def test_a_format_that_nobody_offers_is_refused_with_the_list(project: Project, tmp_path: Path) -> None:
+    project.run("build", "seed")
+    said = project.run("export", "seed", str(tmp_path / "out"), "--to", "megatron", code=2).stderr
+    assert "dir (the artifact's own files)" in said
+    run = project.root / "small" / "run.py"
+    run.write_text(
+        run.read_text()
+        + """
+
+def exporters():
+    return {"list": "names of the files"}
+
+
+def export(target, source, folder, progress):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "names").write_text("\\n".join(sorted(path.name for path in source.path.iterdir())))
+    if (source.path.parent / "fails").exists():
+        raise RuntimeError("half done")
+"""
+    )
+    assert "list (names of the files)" in project.run("export", "seed", "out", "--to", "megatron", code=2).stderr
+    done = project.json("export", "seed", str(tmp_path / "out"), "--to", "list")
+    assert (done["to"], done["files"]) == ("list", 1)
+    assert "artifact.json" in (tmp_path / "out" / "sub" / "names").read_text()
+    assert "not empty" in project.run("export", "seed", str(tmp_path / "out"), "--to", "list", code=2).stderr
+    view = Path(project.run("resolve", "seed").stdout.strip())
+    (view.parent / "fails").touch()
+    assert "half done" in project.run("export", "seed", str(tmp_path / "half"), "--to", "list", code=1).stderr
+    assert not [path.name for path in tmp_path.iterdir() if "half" in path.name or "export" in path.name]
 
 
 def test_an_import_can_be_tried_first(project: Project) -> None:

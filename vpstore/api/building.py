@@ -19,7 +19,7 @@ from vpstore.checkout import Checkout
 from vpstore.pipeline import render
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic
-from vpstore.verbs.importing import relocate
+from vpstore.verbs.importing import pin, relocate
 from vpstore.verbs.lock import LockChange, LockFault, check_lock, lock_refs
 from vpstore.verbs.reports import summary_value
 from vpstore.workspace import Workspace
@@ -87,16 +87,21 @@ def plan(*refs: str, work: Workspace | None = None) -> list[Planned]:
     return [planned(work, stage) for stage in stages]
 
 
-def import_donor(name: str, path: Path, *, work: Workspace | None = None, force: bool = False) -> Built:
+def import_donor(
+    name: str, path: Path, *, work: Workspace | None = None, force: bool = False, pins: bool = False
+) -> Built:
     """Build an object from files in a folder of the person's choice, held against the pinned SHA-256 as ever.
 
     The function of the command `import`, which is a word that Python keeps for itself.
 
-    Args:    name: the object, or object@stage; path: the folder with the files.
+    Args:    name: the object, or object@stage; path: the folder with the files; pins: write the provenance file first,
+             so that what lies in the folder now is what is pinned.
     Raises:  UsageError, RecipeRefused.
     """
     work = work or Workspace.find(Path.cwd(), create=True)
     stage = work.checkout.objects.find(plain(name))
+    if pins:
+        pin(work, stage, path.expanduser().absolute())
     return build_stage(work, stage, force=force, relocate=_from_folder(stage, path))
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from vpstore.errors import UsageError
+from vpstore.runner import ResolvedInput, Runner, load_runner
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef, parse_ref
 from vpstore.signatures import load_signing_key
@@ -25,11 +27,13 @@ from vpstore.verbs.attest import (
     store_envelope,
     write_bundle,
 )
+from vpstore.verbs.export import convert, refuse_target
 from vpstore.verbs.export import export as export_artifact
-from vpstore.verbs.export import refuse_target
 from vpstore.verbs.materialize import materialize, view_path
 from vpstore.verbs.resolve import resolve as resolve_ref
 from vpstore.workspace import Workspace
+
+PLAIN: Final = "dir"
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,14 @@ class Exported:
     path: Path
     files: int  # with artifact.json
     size_bytes: int  # without it
+    to: str  # the format; of others than plain files, a dry run counts those of the artifact
 
     def to_json(self) -> dict[str, Any]:
         """The document as `export --json` prints it."""
         return {
             "ref": str(self.ref),
             "artifact": self.artifact,
+            "to": self.to,
             "path": str(self.path),
             "files": self.files,
             "size_bytes": self.size_bytes,
@@ -111,17 +117,39 @@ def attest(
     )  # fmt: skip
 
 
-def export(ref: str, directory: Path, *, work: Workspace | None = None, is_dry_run: bool = False) -> Exported:
-    """Write an artifact as a plain directory of real files, whole or not at all.
+def export(
+    ref: str, directory: Path, *, to: str = PLAIN, work: Workspace | None = None, is_dry_run: bool = False
+) -> Exported:
+    """Write an artifact as a directory of real files, whole or not at all.
 
-    Args:    directory: absent or empty.
-    Raises:  UsageError: something is there, or it lies in the store or among the views; as `resolve`.
+    Args:    directory: absent or empty. to: plain files, or a format that the project's runner offers.
+    Raises:  UsageError: something is there, it lies in the store or among the views, or nobody offers that format;
+             RecipeRefused: the artifact is not what the format is for; as `resolve`.
     """
     work = work or Workspace.find(Path.cwd())
     target = Path(os.path.abspath(directory))
+    runner = None if to == PLAIN else _offering(work, to)
     refuse_target(work, target)
     found = resolve_ref(work, parse_ref(ref))
-    if not is_dry_run:
-        export_artifact(work, found.manifest, target)
     manifest = found.manifest
-    return Exported(found.ref, found.artifact, target, len(manifest.files) + 1, manifest.size_bytes)
+    files, size_bytes = len(manifest.files) + 1, manifest.size_bytes
+    if runner is not None and not is_dry_run:
+        source = ResolvedInput("source", str(manifest.ref), manifest.digest, materialize(work, manifest))
+        progress = work.narrator.progress
+        files, size_bytes = convert(work, manifest, target, lambda folder: runner.export(to, source, folder, progress))
+    elif not is_dry_run:
+        export_artifact(work, manifest, target)
+    return Exported(found.ref, found.artifact, target, files, size_bytes, to)
+
+
+def _offering(work: Workspace, to: str) -> Runner:
+    runner = load_runner(work.checkout)
+    offered = {PLAIN: "the artifact's own files", **runner.exporters()}
+    if to not in offered:
+        raise UsageError(
+            "nobody exports to that format",
+            where=f"--to {to}",
+            expected="; ".join(f"{name} ({what})" for name, what in sorted(offered.items())),
+            next_step="name one of these; others come from `exporters` of the project's runner",
+        )
+    return runner

@@ -62,16 +62,23 @@ def build(refs: tuple[str, ...], *, everything: bool, force: bool, since: float 
 @command("import", example="vpstore import qwen3-0_6B ~/Downloads/Qwen3-0.6B", codes=(10, 11, 12, 13, 14, 20))
 @click.argument("name", metavar="OBJECT", shell_complete=complete_ref)
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--pin", is_flag=True, help="First write the provenance file: what lies in the folder is what is pinned.")
 @click.option("--force", is_flag=True, help="Import even if the build cache has the artifact.")
 @click.option("--dry-run", is_flag=True, help="Hold the files against their SHA-256; change nothing.")
-def import_donor(name: str, path: Path, *, force: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
+def import_donor(
+    name: str, path: Path, *, pin: bool, force: bool, dry_run: bool, profile: str | None, as_json: bool
+) -> None:
     """Import a donor from a folder, held against the SHA-256 that its provenance pins."""
     from vpstore.api import building as api
 
+    if dry_run and pin:
+        raise UsageError(
+            "--dry-run changes nothing, and --pin writes", where="import", next_step="leave one of them out"
+        )
     if dry_run:
         _print_plan([api.plan_import(name, path, work=trial_workspace(profile))], as_json=as_json)
         return
-    built = api.import_donor(name, path, work=workspace(profile, create=True), force=force)
+    built = api.import_donor(name, path, work=workspace(profile, create=True), force=force, pins=pin)
     if as_json:
         print_json({"builds": [built.to_json()]})
     else:

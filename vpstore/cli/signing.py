@@ -48,15 +48,22 @@ def attest(ref: str, *, key: Path, output: Path | None, dry_run: bool, profile: 
         click.echo(f"  bundle    {done.bundle}\n  of        {done.view}")
 
 
-@command("export", example="vpstore export vpMoE /tmp/vpMoE", codes=(10, 11, 12, 13, 14))
+@command("export", example="vpstore export vpMoE /tmp/vpMoE", codes=(10, 11, 12, 13, 14, 20))
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    default="dir",
+    show_default=True,
+    metavar="FORMAT",
+    help="The artifact's own files, or a format that the project offers.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
-def export(ref: str, directory: Path, *, dry_run: bool, profile: str | None, as_json: bool) -> None:
+def export(ref: str, directory: Path, *, to: str, dry_run: bool, profile: str | None, as_json: bool) -> None:
     """Copy an artifact's files into a plain directory, absent or empty so far, and print its path."""
     from vpstore.api import signing as api
 
-    done = api.export(ref, directory, work=workspace(profile), is_dry_run=dry_run)
+    done = api.export(ref, directory, to=to, work=workspace(profile), is_dry_run=dry_run)
     if as_json:
         print_json({**done.to_json(), "dry_run": dry_run})
     elif dry_run:

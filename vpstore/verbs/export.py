@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vpstore.errors import BlobMissing, DigestMismatch, UsageError
@@ -64,18 +66,46 @@ def export(work: Workspace, manifest: Manifest, target: Path) -> None:
     """
     refuse_target(work, target)
     files = {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
+    with _appearing(work, manifest, target) as fresh:
+        for number, (path, digest) in enumerate(sorted(files.items())):
+            work.narrator.progress("export", number, len(files))
+            atomic.make_directory((fresh / path).parent)
+            _write(work, fresh / path, digest, what=f"{manifest.ref}, {path}")
+    work.narrator.progress("export", len(files), len(files))
+
+
+def convert(work: Workspace, manifest: Manifest, target: Path, write: Callable[[Path], None]) -> tuple[int, int]:
+    """Have an artifact written in another format, by the project.
+
+    Args:    write: fills an empty folder.
+    Returns: how many files it wrote, and their bytes.
+    Raises:  UsageError: see `refuse_target`; VpstoreError: the disk refuses; whatever `write` raises.
+    """
+    refuse_target(work, target)
+    with _appearing(work, manifest, target) as fresh:
+        atomic.make_directory(fresh)
+        write(fresh)
+        paths = sorted(fresh.rglob("*"))
+        files = [path for path in paths if path.is_file()]
+        for path in files:  # a folder that appears before its files are on the disk would be half of one after a crash
+            atomic.fsync_file(path)
+        for folder in [path for path in paths if path.is_dir()] + [fresh]:
+            atomic.fsync_directory(folder)
+        size_bytes = sum(path.stat().st_size for path in files)
+    return len(files), size_bytes
+
+
+@contextmanager
+def _appearing(work: Workspace, manifest: Manifest, target: Path) -> Iterator[Path]:
+    """A hidden name for a folder that takes its place at the end, whole; if that fails, nothing is left of it."""
     fresh = atomic.temporary_name(target.parent)
     fresh = fresh.with_name(f".vpstore-export-{fresh.name}")
     with atomic.disk_errors(target, "exporting"), work.reading([manifest.digest]):
         try:
-            for number, (path, digest) in enumerate(sorted(files.items())):
-                work.narrator.progress("export", number, len(files))
-                atomic.make_directory((fresh / path).parent)
-                _write(work, fresh / path, digest, what=f"{manifest.ref}, {path}")
+            yield fresh
             _install(fresh, target)
         finally:
             atomic.remove_tree(fresh)
-            work.narrator.progress("export", len(files), len(files))
 
 
 def _write(work: Workspace, path: Path, digest: Digest, *, what: str) -> None:

@@ -91,6 +91,7 @@ def test_what_megatron_saves_comes_back_bit_for_bit(
     assert figures["unchanged"] == figures["tensors"]
 
 
+@pytest.mark.slow
 def test_two_ranks_take_their_parts(cases: dict[str, Path], tmp_path: Path) -> None:
     words = ("ranks", str(cases["real"]), str(cases["experts"]))
     ranks = [run_core(*words, RANK=str(rank), MEETING=str(tmp_path / "meeting")) for rank in range(2)]

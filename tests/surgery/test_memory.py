@@ -31,6 +31,7 @@ def upcycled(folder: Path, how: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_an_upcycle_holds_a_part_of_what_it_writes_and_says_so(tmp_path: Path) -> None:
     """With a negative control: tensors that are maps of their files stay in memory, and break the bound."""
     upcycled(tmp_path, "make")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from training_pico import params_table, pico_config, pico_moe
 
 from recipes.data.batches import AlignedDataset
+from recipes.job import Job
 from recipes.model.transformer import Student
 from recipes.params.heal import Params
+from recipes.recipe import Progress
 from recipes.train.loop import Phase, Scratch, Trainer
 from recipes.train.state import Identity
 
@@ -61,10 +61,9 @@ def train(data: Path, folder: Path, *, steps: int, kind: str = "experts", until:
         (folder / "record.json").write_text(json.dumps({**trainer.record, "rows": []}))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    dist.init_process_group("gloo")
-    for case in json.loads(sys.argv[1]):
-        train(Path(case.pop("data")), Path(case.pop("folder")), **case)
-    dist.destroy_process_group()
+def work(job: Job, progress: Progress) -> None:
+    """All cases of a job, one after the other."""
+    for case in job.params["cases"]:
+        train(
+            Path(case["data"]), Path(case["folder"]), **{k: v for k, v in case.items() if k not in ("data", "folder")}
+        )

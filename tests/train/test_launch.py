@@ -18,6 +18,9 @@ from recipes.recipe import Progress
 from recipes.train.ranks import ranks_here
 from vpstore.errors import RecipeRefused, VpstoreError
 
+# test_ranks.py starts ranks in the default run.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def numerics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +53,6 @@ def test_every_rank_works_and_the_first_ones_result_counts(tmp_path: Path) -> No
     assert not (tmp_path / "ranks").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [("disagrees", "do not agree"), ("refuses", "this rank cannot"), ("dies", "rank of a training died")],

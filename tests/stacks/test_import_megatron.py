@@ -79,6 +79,7 @@ def test_what_was_not_changed_comes_back_bit_for_bit_and_what_was_does_not(
     assert (figures["ignored"], figures["tensors"] - figures["unchanged"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_plain_order_of_q_k_v_is_seen_in_the_loss(tmp_path: Path) -> None:
     config = config_of("gqa", layers=2, hidden=64)
     source = artifact(tmp_path / "parent", config)

@@ -236,7 +236,7 @@ def test_an_interrupt_of_the_whole_group_is_one(built: Project, is_late: bool) -
     """Also where the parent is late to pass it on, as on a busy machine: the child is not disturbed as it tidies up."""
     edit(
         built,
-        "(scratch / '../../at').write_text(str(os.getpid()))\n    try:\n        time.sleep(30)\n"
+        "try:\n        (scratch / '../../at').write_text(str(os.getpid()))\n        time.sleep(30)\n"
         "    finally:\n        time.sleep(0.5)\n        (scratch / '../../tidied').write_text('')",
     )
     process = start(built, start_new_session=True)

@@ -118,6 +118,7 @@ def test_a_parent_with_a_nan_is_refused_by_name() -> None:
     assert "model.layers.1.self_attn.o_proj.weight" in refused.value.found
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_on_a_cpu_too_near_float32_and_not_with_it(data: Path, tmp_path: Path) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):

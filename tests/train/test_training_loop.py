@@ -78,6 +78,7 @@ def test_span_loss_is_the_sum_of_span_means(data: Path, tmp_path: Path) -> None:
     assert all(row["tokens_reasoning"] > 0 and row["tokens_final"] > 0 for row in one.rows)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_rounding_only(data: Path, tmp_path: Path) -> None:
     loss = {"kind": "span", "span_weights": [0.0, 1.0, 1.0], "chunk": 64}
     ends = []
@@ -217,6 +218,7 @@ def test_a_period_that_saves_nothing_is_refused(steps: int) -> None:
     heal_params(steps=1, save_every_steps=1, schedule=at_once)  # one step leaves nothing to go on from
 
 
+@pytest.mark.slow
 def test_saving_changes_no_bit(data: Path, tmp_path: Path) -> None:
     often, seldom = (trainer(data, tmp_path / str(n), moe=True, steps=4, save_every_steps=n) for n in (1, 3))
     for one in (often, seldom):

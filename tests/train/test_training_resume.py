@@ -311,6 +311,7 @@ def test_a_state_at_another_place_of_its_data_is_refused(shop: Workshop, interru
         heal.run(shop.context(heal_params(steps=STEPS), scratch=interrupted))
 
 
+@pytest.mark.slow
 def test_packed_by_best_fit_it_resumes_exactly_and_says_where(shop: Workshop) -> None:
     """A state of step 3 of 4: position in true tokens, and the same end as without a stop."""
     params = heal_params(steps=4, packing="best_fit")

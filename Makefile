@@ -25,7 +25,7 @@ repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was bu
 stage1-smoke: $(BIN)/.installed  ## after make repro: Stage 1 for some steps from vpMoE's digest, killed and resumed
 	python -m recipes.stage1_smoke rehearse --out runs/stage1-smoke
 
-test: $(BIN)/.installed  ## the default tests: offline, CPU, about four minutes
+test: $(BIN)/.installed  ## the default tests: offline, CPU, about five minutes
 	pytest
 
 $(NEWEST)/.installed:

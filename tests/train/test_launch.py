@@ -18,7 +18,7 @@ from recipes.recipe import Progress
 from recipes.train.ranks import ranks_here
 from vpstore.errors import RecipeRefused, VpstoreError
 
-# test_ranks.py starts ranks in the default run.
+# Each starts two processes that import torch.
 pytestmark = pytest.mark.slow
 
 

@@ -42,7 +42,7 @@ def rows_of(folder: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.fixture(scope="module", params=[3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(steps, marks=pytest.mark.slow) for steps in WEIGHT_APART])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Every run that the tests look at: on two ranks in one launch, and in this process."""
     root, steps = tmp_path_factory.mktemp("ranks"), request.param

@@ -17,12 +17,13 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from recipes import runtime
 from recipes.job import Job
@@ -65,7 +66,10 @@ def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress
         with _passed_on(folder / _PROGRESS, progress):
             found: dict[int, _T] = elastic_launch(config, _rank)(work, job, folder)
     except ChildFailedError as error:
-        raise _told(folder) or _broke(job, folder) or _death(job, *_first(error)) from error
+        rank, exitcode = _first(error)
+        # What a killed rank does to the others is theirs to complain of, and not what went wrong.
+        fault = None if exitcode < 0 else _broke(job, folder)
+        raise _told(folder) or fault or _death(job, rank, exitcode) from error
     shutil.rmtree(folder, ignore_errors=True)
     return found[0]
 
@@ -146,8 +150,13 @@ def _broke(job: Job, folder: Path) -> VpstoreError | None:
 
 
 def _first(error: BaseException) -> tuple[int, int]:
+    """The rank that somebody killed, if one was (the agent ends the others by SIGTERM); else the first that failed."""
+    failures: dict[int, Any] = error.failures  # type: ignore[attr-defined]
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            return rank, failure.exitcode
     rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
-    return int(rank), int(failure.exitcode)
+    return rank, failure.exitcode
 
 
 def _death(job: Job, rank: int, exitcode: int) -> VpstoreError:

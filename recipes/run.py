@@ -15,13 +15,14 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from recipes import config, execute, runtime
 from recipes import recompute as again
 from recipes.gpus import cards
 from recipes.job import Job
 from recipes.megatron import targets as export_targets
+from recipes.params.runtime_table import Runtime
 from recipes.preflight import findings
 from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
@@ -68,15 +69,16 @@ def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
     _refuse_unknown(checkout, profile)
     place = config.Place(object, stage, declared.mode, declared.recipe, tuple(declared.config))
     params = config.stage_params(checkout.root, profile=profile, place=place)
+    how = _runtime(profile, checkout)
     return Prepared(
         recipe_entry=declared.recipe,
-        params={"runtime": {"threads": _threads(profile, checkout)}, **params.model_dump(mode="json")},
+        params={"runtime": {"threads": how.threads}, **params.model_dump(mode="json")},
         code_always=CODE_ALWAYS,
         code_exclude=CODE_EXCLUDE,
         sources=tuple(s for role, path in declared.sources.items() for s in _sources(checkout.root, role, path)),
         tokenizer=_tokenizer(objects.tokenizers, declared.tokenizer),
         verbatim=bool(getattr(params, "verbatim", False)),
-        settings={"ranks": _ranks(profile, checkout)} if declared.recipe in ON_RANKS else {},
+        settings={"ranks": how.ranks} if declared.recipe in ON_RANKS else {},
     )
 
 
@@ -194,30 +196,9 @@ def _staged(made: execute.Made) -> Staged:
     )
 
 
-def _threads(profile: Mapping[str, Any], checkout: Checkout) -> int:
-    threads = profile.get("runtime", {}).get("threads")
-    if not isinstance(threads, int) or threads < 1:
-        raise UsageError(
-            "the profile gives no thread count",
-            where=f"{checkout.profile_path.name}: runtime.threads",
-            expected="a whole number above 0: it decides the order of sums and so the bytes",
-            found=repr(threads),
-            next_step="add [runtime] threads = 2",
-        )
-    return threads
-
-
-def _ranks(profile: Mapping[str, Any], checkout: Checkout) -> int:
-    ranks = profile.get("runtime", {}).get("ranks", 1)
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
-        raise UsageError(
-            "the profile gives no number of ranks",
-            where=f"{checkout.profile_path.name}: runtime.ranks",
-            expected="a whole number above 0: the processes that share the rows of a training",
-            found=repr(ranks),
-            next_step="write [runtime] ranks = 1, or leave it out",
-        )
-    return ranks
+def _runtime(profile: Mapping[str, Any], checkout: Checkout) -> Runtime:
+    where = f"{checkout.profile_path.name}: [runtime]"
+    return cast(Runtime, config.validated(Runtime, profile.get("runtime", {}), where=where))
 
 
 def _sources(root: Path, role: str, provenance: str) -> list[PreparedSource]:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipes import config
 from recipes.params.base import ParamsBase
+from recipes.params.runtime_table import Runtime
 from vpstore.errors import UsageError
 
 
@@ -87,3 +89,20 @@ def test_misspelt_profile_tables_are_found() -> None:
     assert config.unknown_tables(good, known) == []
     bad = {"params": {"vpDense": {"real": {"expnd": {}}}, "stage2": {"main": {}}}}
     assert config.unknown_tables(bad, known) == ["params.vpDense.real", "params.stage2.main"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"threads": 2, "rank": 2}, "rank"),
+        ({"threads": 2, "ranks": 0}, "ranks"),
+        ({"threads": True}, "threads"),
+        ({"ranks": 2}, "threads"),
+        ({"threads": 2, "ranks": "2"}, "ranks"),
+    ],
+)
+def test_how_builds_run_is_typed_too(table: dict[str, Any], key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.validated(Runtime, table, where="a.toml: [runtime]")
+    assert caught.value.where == f"a.toml: [runtime] {key}"
+    assert config.validated(Runtime, {"threads": 2}, where="").model_dump() == {"threads": 2, "ranks": 1}

@@ -1,13 +1,15 @@
 """Carry the chain out at full size, on donors of the real shapes with random weights.
 
 Place: beside `full_shape_donors`, which makes the donors. The profile `upcycle` is taken as it stands, but for what it
-pins (the random donors), its amounts (a few steps, a few thousand tokens) and the thresholds that ask for sense, which
-random weights have none of. Shapes, parameter counts, dtypes, files and the gates of exactness are the real ones. So
-this shows that every stage loads, computes, fits in memory and publishes at full size, and how long that takes; not how
-good it is. The training of vpMoE is left out: 6 billion weights with their gradients and moments take 100 GB.
+pins (the random donors), its amounts (a hundred steps of 8,192 tokens, a few thousand tokens of calibration) and the
+thresholds that ask for sense, which random weights have none of. Shapes, parameter counts, dtypes, files and the gates
+of exactness are the real ones. So this shows that every stage loads, computes, fits in memory and publishes at full
+size, and how long that takes; not how good it is.
 
-Use: python -m benchmarks.full_shape_chain FOLDER [--quick] [--stages REF …] [--report FILE]
-What is built stays in FOLDER; run again, it goes on. About 50 GB of disk; VPSTORE_DEVICE=cuda for OMP and trainings.
+Use: python -m benchmarks.full_shape_chain FOLDER [--quick] [--ranks N] [--stages REF …] [--report FILE]
+What is built stays in FOLDER; run again, it goes on, and the rows of the report that were there stay. About 50 GB of
+disk, and 100 more for vpMoE@smoke, whose state of 48 GB stays until the next one is written; that stage takes a card of
+141 GB, or two of 80 with --ranks 2. VPSTORE_DEVICE=cuda for OMP, walks and trainings.
 """
 
 from __future__ import annotations
@@ -43,15 +45,20 @@ STAGES = (
     "vpDense@wake-up",
     "vpMoE@upcycle",
     "synth_kd@main",
+    "vpMoE@smoke",
+    "stage1@main",
 )
-_TRAINING = {
-    "train": {"steps": 2, "sequences": 4, "micro_sequences": 1, "save_every_steps": 1, "schedule": {"warmup_steps": 1}},
+_TRAINING: dict[str, Any] = {
+    "train": {
+        "steps": 100, "sequences": 4, "micro_sequences": 4, "save_every_steps": 50, "schedule": {"warmup_steps": 10},
+    },
     "gates": {
         "numeric": {"three_digit_stride": 100, "nll_margin": 1e9},
-        "harmony": {"mode": "control_token_accuracy", "threshold": 0.0, "rows": 4, "max_new_tokens": 0},
-        "held_out": {"tokens": 4096, "improvement": -1e9},
+        "harmony": {"mode": "sampled", "threshold": 0.0, "rows": 8, "max_new_tokens": 64},
+        "held_out": {"tokens": 16384, "improvement": -1e9},
     },
 }  # fmt: skip
+_SENSELESS = {"gates": {"max_spikes": 100}}
 _AMOUNTS: dict[str, Any] = {
     "healing_text": {"main": {"train_tokens": 400_000, "valid_tokens": 40_000}},
     "synth_kd": {"main": {"held_out_fraction": 0.1}},
@@ -73,14 +80,25 @@ _AMOUNTS: dict[str, Any] = {
     "vpDense": {
         "real": {
             "expand": {"check_tokens": 512},
-            "wake-up": {**_TRAINING, "new_layers_steps": 1, "second_warmup_steps": 0},
+            "wake-up": {**_TRAINING, "new_layers_steps": 25, "second_warmup_steps": 5},
         }
     },
-    "vpMoE": {"real": {"upcycle": {"calibration_tokens": 4096, "check_tokens": 64}}},
+    "vpMoE": {
+        "real": {
+            "upcycle": {"calibration_tokens": 4096, "check_tokens": 64},
+            "smoke": _TRAINING,
+        }
+    },
 }  # fmt: skip
 # What an object's own configuration says a profile may not say, too: these are changed there.
 _OBJECTS: dict[str, dict[str, Any]] = {
-    "configs/upcycle/vpMoE-real.toml": {"upcycle": {"min_router_entropy": 0.0, "max_expert_load": 1.0}},
+    "configs/upcycle/vpDense0-5_28-compat.toml": {"compat-heal": _SENSELESS},
+    "configs/upcycle/vpDense0-5_28-real.toml": {"real-heal": _SENSELESS},
+    "configs/upcycle/vpDense-real.toml": {"wake-up": _SENSELESS},
+    "configs/upcycle/vpMoE-real.toml": {
+        "upcycle": {"min_router_entropy": 0.0, "max_expert_load": 1.0},
+        "smoke": {"gates": {"max_spikes": 100, "router": {"max_dead": 1.0, "max_load": 1.0}}},
+    },
 }
 
 _FITS = {"sequence_length": 512, "calibration_tokens": 1024, "probe_tokens": 512}
@@ -103,7 +121,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 class Place:
     """The folder that everything lies in: a checkout of what is here, and the donors."""
 
-    def __init__(self, root: Path, *, is_quick: bool = False) -> None:
+    def __init__(self, root: Path, *, is_quick: bool = False, ranks: int = 1) -> None:
+        self.ranks = ranks
         self.amounts = merged(_AMOUNTS, _QUICK) if is_quick else _AMOUNTS
         self.project, self.donors = root / "project", root / "donors"
         self.environment = {
@@ -120,7 +139,7 @@ class Place:
             document = merged(tomllib.loads(path.read_text(encoding="utf-8")), changes)
             path.write_text(tomlkit.dumps(document), encoding="utf-8")
         text = (self.project / "configs/profiles/upcycle.toml").read_text(encoding="utf-8")
-        profile = merged(tomllib.loads(text), {"params": self.amounts})
+        profile = merged(tomllib.loads(text), {"params": self.amounts, "runtime": {"ranks": self.ranks}})
         for name in ("qwen3-0_6B", "gpt-oss-20b"):
             profile["objects"][name]["stages"]["main"]["sources"] = {
                 "donor": f"configs/upcycle/provenance/random-{name}.json"
@@ -164,6 +183,7 @@ class Place:
         report = self.project / "reports" / PROFILE / ref.replace("@", "-") / "metrics.json"
         return {
             "ref": ref,
+            "ranks": self.ranks,
             "seconds": round(run.seconds, 1),
             "cpu_seconds": round(run.cpu_seconds, 1),
             "peak_gib": round(run.peak_bytes / (1 << 30), 2),
@@ -181,12 +201,15 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a small dictionary for OMP, a thousand tokens for the fits"
     )
+    parser.add_argument("--ranks", type=int, default=1, help="cards that share a training")
     parser.add_argument("--report", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    place = Place(given.folder.resolve(), is_quick=given.quick)
+    place = Place(given.folder.resolve(), is_quick=given.quick, ranks=given.ranks)
     place.prepare()
     rows = []
+    if given.report and given.report.exists():
+        rows = [row for row in json.loads(given.report.read_text())["stages"] if row["ref"] not in given.stages]
     for ref in given.stages:
         rows.append(place.build(ref))
         shown = {key: value for key, value in rows[-1].items() if key != "metrics"}

@@ -164,14 +164,25 @@ def carry_out(shop: Shop, ref: str, *, is_traced: bool) -> dict[str, Any]:
         pstats.Stats(trace, stream=sys.stderr).sort_stats("cumulative").print_stats(50)
     import torch
 
+    shards, copies = shop.scratch(ref) / "shards", shop.root / "copies"
+    copy = copied(shards, copies) if ref == MOE else None
     [report] = [file.source for file in made.files if file.path == "reports/metrics.json"]
     return {
         "ref": ref,
         "recipe_seconds": round(seconds, 1),
         "gpu_gib": round(torch.cuda.max_memory_allocated() / (1 << 30), 1),
+        "host_gib_of_its_own": round(_own_memory() / (1 << 30), 2),
+        "copy_and_hash_seconds": copy,
         "said": None if needs is None else [needs.disk_bytes, needs.memory_bytes],
         "metrics": json.loads(report.read_text()),
     }
+
+
+def _own_memory() -> int:
+    """Bytes of this process that are no file's: libraries and mapped weights are left out."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    [line] = [line for line in status if line.startswith("RssAnon:")]
+    return int(line.split()[1]) * 1024
 
 
 def copied(shards: Path, target: Path) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from recipes import config, execute, runtime
 from recipes import recompute as again
 from recipes.gpus import cards
 from recipes.job import Job
-from recipes.megatron import targets as export_targets
 from recipes.params.runtime_table import Runtime
 from recipes.preflight import findings
 from recipes.recipe import InputArtifact, PlanRecipe, Progress
@@ -165,7 +164,9 @@ def recompute(
 
 def exporters() -> dict[str, str]:
     """Formats besides plain files that an artifact can be exported in: name -> what it is for."""
-    return dict(export_targets.TARGETS)
+    from recipes.megatron.targets import TARGETS  # not above: where a recorded recipe runs again, exporters are not
+
+    return dict(TARGETS)
 
 
 def export(target: str, source: ResolvedInput, folder: Path, progress: Progress) -> None:

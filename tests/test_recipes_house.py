@@ -56,8 +56,12 @@ MAY = {
 
 
 def imported(path: Path) -> set[str]:
+    return imported_by(ast.parse(path.read_bytes()))
+
+
+def imported_by(tree: ast.Module) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -98,6 +102,29 @@ def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
     assert {"recipes/tensors.py", "recipes/runtime.py", f"recipes/{recipe.rpartition('.')[2]}.py"} <= files
     movers = [f"recipes/{name}.py" for name in ("run", "execute", "launch", "outputs", "recompute", "job", "config")]
     assert not [f for f in files if f in movers or f.startswith(("vpstore/", "recipes/params/"))]
+
+
+def loaded_with(name: str) -> set[str]:
+    """Modules of recipes/ that importing one brings along: what stands outside of functions, and so on from there."""
+    found, left = set(), [name]
+    while left:
+        name = left.pop()
+        found.add(name)
+        tree = ast.parse(MODULES[name].read_bytes())
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        left += (imported_by(tree) & MODULES.keys()) - found
+    return found
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_the_joint_loads_beside_a_recorded_recipe(recipe: str) -> None:
+    """`reproduce` lays out the recorded closure and today's movers, and nothing else of recipes/."""
+    from recipes.run import CODE_ALWAYS, CODE_EXCLUDE
+
+    recorded = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
+    needed = {n for n in loaded_with("recipes.run") if not any(n == e or n.startswith(f"{e}.") for e in CODE_EXCLUDE)}
+    missing = {n for n in needed - {"recipes"} if str(MODULES[n].relative_to(ROOT)) not in recorded}
+    assert not missing
 
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))

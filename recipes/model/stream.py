@@ -143,7 +143,7 @@ def score_bias(visible_BTS: Tensor, distance_TS: Tensor, slopes_KG: Tensor | Non
 
     Returns: [..., 1, 1, T, S], or [..., K, G, T, S] with slopes; float32.
     """
-    hidden = torch.tensor(float("-inf"), device=visible_BTS.device)
+    hidden = torch.full((), float("-inf"), device=visible_BTS.device)
     seen = visible_BTS[..., None, None, :, :]
     if slopes_KG is None:
         return torch.where(seen, torch.zeros_like(hidden), hidden)

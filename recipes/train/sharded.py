@@ -10,11 +10,11 @@ Source:  https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
@@ -28,6 +28,7 @@ from recipes.train.sharding import Whole, experts_of, shared_names
 from vpstore.errors import RecipeRefused
 
 _T = TypeVar("_T")
+_AHEAD = 2  # layers that are put together before they are needed; each is 0.3 GB at full shape
 
 
 class Sharded(Whole):
@@ -146,6 +147,7 @@ def _share_out(model: Student, mesh: DeviceMesh, names: frozenset[str]) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # what gloo knows, and plain sums are what is wanted
+    _prefetch(parts)
     head = model.lm_head
 
     def through(function: Callable[..., _T], hidden_NH: Tensor, *rest: Tensor, **options: int) -> _T:
@@ -155,3 +157,11 @@ def _share_out(model: Student, mesh: DeviceMesh, names: frozenset[str]) -> None:
     for name in ("hidden_of", "hidden_and_state"):  # in training, and in measuring
         register_fsdp_forward_method(model, name)
     register_fsdp_forward_method(head, "through")
+
+
+def _prefetch(parts: Sequence[nn.Module]) -> None:
+    """Put the next layers together while one computes; a host that launches kernel by kernel runs not far ahead."""
+    for number, part in enumerate(parts):
+        behind, before = parts[number + 1 : number + 1 + _AHEAD], parts[max(0, number - _AHEAD) : number]
+        cast(FSDPModule, part).set_modules_to_forward_prefetch(cast(list[FSDPModule], behind))
+        cast(FSDPModule, part).set_modules_to_backward_prefetch(cast(list[FSDPModule], before[::-1]))

@@ -43,6 +43,20 @@ def test_mixture_is_the_loop():
             np.testing.assert_allclose(out[b, t].detach().numpy(), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("crowd", [None, 0, -1], ids=["spread", "first", "last"])
+def test_experts_in_stacks_are_those_one_by_one(crowd, monkeypatch):
+    """Stacks that do not divide the experts, experts without a row, a crowd in one, no row at all."""
+    monkeypatch.setattr("recipes.model.moe._STACK", 3)
+    experts = mixture_of().experts
+    count = experts.fc1_weight.shape[0]
+    sizes = [n % 4 if crowd is None else 0 for n in range(count)]
+    if crowd is not None:
+        sizes[crowd] = 13
+    x = input_of(1, sum(sizes))[0]
+    torch.testing.assert_close(experts.in_stacks(x, sizes), experts(x, sizes), rtol=0, atol=1e-12)
+    assert experts.in_stacks(x[:0], [0] * count).shape == (0, 16)
+
+
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_narrow_dtypes_stay_close(dtype, close):
     """On inputs whose choices do not hang on the rounding."""

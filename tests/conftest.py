@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,6 +23,11 @@ os.environ.setdefault("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 os.environ.setdefault("PYTEST_PLUGINS", "xdist.plugin,pytest_timeout,_hypothesis_pytestplugin")
 # Rewriting the assertions takes most of the collection; what is rewritten is kept even where Python keeps nothing.
 sys.dont_write_bytecode = False
+
+# What tests write lies in memory where there is room: the store fsyncs every file, and so do states of training.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Half of hypothesis's own number; properties that need more say so. `--hypothesis-profile=default` tries all of it.
 # No deadlines: how long an example takes is up to what else this machine does.

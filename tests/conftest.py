@@ -10,8 +10,12 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
+# Rewriting the assertions takes most of the collection, hypothesis's own among them: it is kept even where Python keeps
+# nothing.
+sys.dont_write_bytecode = False
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402 - its modules are rewritten, too
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -21,8 +25,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # dvc's hydra brings a plugin that takes a second to import. Each worker imports only the plugins that are used here.
 os.environ.setdefault("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 os.environ.setdefault("PYTEST_PLUGINS", "xdist.plugin,pytest_timeout,_hypothesis_pytestplugin")
-# Rewriting the assertions takes most of the collection; what is rewritten is kept even where Python keeps nothing.
-sys.dont_write_bytecode = False
 
 # What tests write lies in memory where there is room: the store fsyncs every file, and so do states of training.
 MEMORY = Path("/dev/shm")

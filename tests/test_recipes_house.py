@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,15 @@ MAY = {
 }
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_bytes())))
+
+
+@cache
 def imported(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -103,7 +110,7 @@ def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))
 def test_params_hold_values_and_compute_nothing(name: str) -> None:
     """Their source is in no key, so whatever they computed would decide bytes unseen."""
-    for node in ast.walk(ast.parse(MODULES[name].read_bytes())):
+    for node in nodes(MODULES[name]):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
             decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
             assert any("validator" in d for d in decorators), f"{name}: {getattr(node, 'name', 'lambda')}"
@@ -113,8 +120,7 @@ def test_params_hold_values_and_compute_nothing(name: str) -> None:
 def test_the_device_is_chosen_and_not_detected(name: str) -> None:
     """A recipe that took what it found would give other bytes on another machine, under a record that says CPU."""
     asked = {"is_available", "device_count", "current_device", "is_built", "current_accelerator"}
-    tree = ast.parse(MODULES[name].read_bytes())
-    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found = {node.attr for node in nodes(MODULES[name]) if isinstance(node, ast.Attribute)}
     assert name == "recipes.runtime" or not found & asked
 
 

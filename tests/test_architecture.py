@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Container
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ TYPING_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.o
 PURE_FORBIDDEN = {"os", "pathlib", "time", "datetime", "io", "shutil", "subprocess", "socket", "random", "secrets"}
 
 
+@cache
 def modules(package: str) -> dict[str, ast.Module]:
     found = {}
     for path in sorted((ROOT / package).rglob("*.py")):
@@ -94,6 +96,7 @@ def modules(package: str) -> dict[str, ast.Module]:
     return found
 
 
+@cache
 def imports(tree: ast.AST) -> list[str]:
     """Every name a tree imports, with its module, also inside functions and for types only."""
     found = []

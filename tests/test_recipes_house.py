@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,13 +57,19 @@ MAY = {
 }
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_bytes())))
+
+
+@cache
 def imported(path: Path) -> set[str]:
-    return imported_by(ast.parse(path.read_bytes()))
+    return imported_by(nodes(path))
 
 
-def imported_by(tree: ast.Module) -> set[str]:
+def imported_by(those: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.walk(tree):
+    for node in those:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -110,9 +118,8 @@ def loaded_with(name: str) -> set[str]:
     while left:
         name = left.pop()
         found.add(name)
-        tree = ast.parse(MODULES[name].read_bytes())
-        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        left += (imported_by(tree) & MODULES.keys()) - found
+        top = ast.iter_child_nodes(ast.parse(MODULES[name].read_bytes()))
+        left += (imported_by(top) & MODULES.keys()) - found
     return found
 
 
@@ -130,7 +137,7 @@ def test_the_joint_loads_beside_a_recorded_recipe(recipe: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))
 def test_params_hold_values_and_compute_nothing(name: str) -> None:
     """Their source is in no key, so whatever they computed would decide bytes unseen."""
-    for node in ast.walk(ast.parse(MODULES[name].read_bytes())):
+    for node in nodes(MODULES[name]):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
             decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
             assert any("validator" in d for d in decorators), f"{name}: {getattr(node, 'name', 'lambda')}"
@@ -140,8 +147,7 @@ def test_params_hold_values_and_compute_nothing(name: str) -> None:
 def test_the_device_is_chosen_and_not_detected(name: str) -> None:
     """A recipe that took what it found would give other bytes on another machine, under a record that says CPU."""
     asked = {"is_available", "device_count", "current_device", "is_built", "current_accelerator"}
-    tree = ast.parse(MODULES[name].read_bytes())
-    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found = {node.attr for node in nodes(MODULES[name]) if isinstance(node, ast.Attribute)}
     assert name == "recipes.runtime" or not found & asked
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import os
 import re
 import stat
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from shared_store import STAGES, Member, Team, remove, unload_recipes
-from small_project import REPOSITORY
+from people import GROUP, REPOSITORY, Commands, PeopleServer, change_to, in_fork
+from shared_store import STAGES, Member, Team, remove
 
 from vpstore.checkout import Checkout
 from vpstore.schema.digest import Digest
@@ -26,59 +25,32 @@ from vpstore.verbs.pull import pull
 from vpstore.verbs.push import push
 from vpstore.workspace import Workspace
 
-ADA, BOB, GROUP = 41001, 41002, 41000
+ADA, BOB = 41001, 41002
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become two other users")
 
 
-def commands(member: Member, *several: list[str], codes: tuple[int, ...] = (0,), **more: str) -> Callable[[], None]:
-    """Run commands in this very process, one after another, each in a child of its own."""
-
-    def act() -> None:
-        from vpstore.cli import main
-
-        for arguments in several:
-            child = os.fork()
-            if child == 0:
-                os.chdir(member.root)
-                os.environ.clear()
-                os.environ.update(member.variables(**{"HOME": str(member.cache), **more}))
-                try:
-                    main(arguments)
-                except SystemExit as leaving:
-                    sys.stdout.flush()
-                    os._exit(int(leaving.code or 0))
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(70)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert code in codes, f"{arguments}: exit {code}"
-
-    return act
+def commands(member: Member, *several: list[str], codes: tuple[int, ...] = (0,), **more: str) -> Commands:
+    """Commands in a person's checkout."""
+    return Commands(
+        str(member.root), member.variables(**{"HOME": str(member.cache), **more}), list(several), list(codes)
+    )
 
 
-def become(user: int, act: Callable[[], None], *, umask: int, log: Path, groups: tuple[int, ...] = (GROUP,)) -> None:
+@cache
+def server() -> PeopleServer:
+    started = PeopleServer()
+    atexit.register(started.close)
+    return started
+
+
+def become(user: int, act: Callable[[], object], *, umask: int, log: Path, groups: tuple[int, ...] = (GROUP,)) -> None:
     """Do something as another user."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        gc.freeze()  # collecting garbage would write to every page that it shares with this process
-        try:
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            os.umask(umask)
-            os.setgroups(list(groups))
-            os.setgid(user)
-            os.setuid(user)
-            act()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, log.read_text()
+    who = {"user": user, "umask": umask, "log": str(log), "groups": list(groups)}
+    if isinstance(act, Commands):
+        code = server().act(act, who, log.parent)
+    else:
+        code = in_fork(lambda: (change_to(**who), act()))
+    assert code == 0, log.read_text()
 
 
 def give(path: Path, user: int) -> None:
@@ -87,36 +59,8 @@ def give(path: Path, user: int) -> None:
             os.chown(Path(folder) / name, user, user, follow_symlinks=False)
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every module that the commands load is in memory: the other users may not be able to read Python's own files."""
-    unload_recipes()  # another test of this process may have worked on a project of its own
-    folder = tmp_path_factory.mktemp("loaded")
-    team = Team(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VPSTORE_ROOT", str(team.root))
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        member = team.checkout("any")
-        patch.chdir(member.root)
-        patch.setattr(sys, "path", list(sys.path))
-        from vpstore.cli import main
-
-        for arguments in (
-            ["build", *STAGES],
-            ["lock"],
-            ["verify", "--all"],
-            ["resolve", "plant"],
-            ["export", "plant", str(folder / "out")],
-            ["gc"],
-            ["nonsense"],
-        ):
-            with pytest.raises(SystemExit):
-                main(arguments)
-    unload_recipes()
-
-
 @pytest.fixture
-def office(team: Team, loaded: None) -> Iterator[Team]:
+def office(team: Team) -> Iterator[Team]:
     """A folder with a store that belongs to the group, and a checkout for each of two people."""
     if not _can_read(REPOSITORY, ADA):
         pytest.skip("other users cannot read this checkout of the program")

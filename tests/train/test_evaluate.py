@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import training_pico
 from hypothesis import given
 from hypothesis import strategies as st
 from training_pico import ROOT, Workshop, checkpoint_context, pico_moe, pico_weights, write_checkpoint
@@ -41,8 +42,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shop: Workshop) -> HarmonyTokenizer:
-    return HarmonyTokenizer.from_directory(shop.root / "tokenizer")
+def tokenizer() -> HarmonyTokenizer:
+    return training_pico.tokenizer()
 
 
 def test_bits_per_byte_equal_a_slow_loop_that_counts_the_first_token(

@@ -40,8 +40,8 @@ class Stop(Exception):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with one_tokenizer(tmp_path_factory.mktemp("ranks")):
+def _one_tokenizer() -> Any:
+    with one_tokenizer():
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training_pico import (
     ASSISTANT,
     FINAL,
     Workshop,
+    one_tokenizer,
     params_table,
     pico_config,
     pico_moe,
@@ -39,6 +41,12 @@ def params(*, gates: dict[str, Any] | None = None, **train: Any) -> Params:
     for section, values in (gates or {}).items():
         table["gates"][section] = {**table["gates"][section], **values} if isinstance(values, dict) else values
     return Params.model_validate_json(json.dumps(table))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_tokenizer() -> Iterator[None]:
+    with one_tokenizer():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with one_tokenizer(tmp_path_factory.mktemp("ranks")):
+def _one_tokenizer() -> Iterator[None]:
+    with one_tokenizer():
         yield
 
 

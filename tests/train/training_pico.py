@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,16 @@ def write_tokenizer(folder: Path) -> None:
         (folder / name).write_text("{}")
 
 
+@cache
+def tokenizer() -> HarmonyTokenizer:
+    """The one of this process: reading the rank file takes longer than a pico's training."""
+    return HarmonyTokenizer.from_directory(ROOT / "assets")
+
+
 @contextmanager
-def one_tokenizer(folder: Path) -> Iterator[None]:
-    """Whoever asks for a tokenizer gets the same one: reading the rank file takes longer than a pico's training."""
-    shutil.copyfile(ROOT / "assets/o200k_base.tiktoken", folder / "o200k_base.tiktoken")
-    made = HarmonyTokenizer.from_directory(folder)
+def one_tokenizer() -> Iterator[None]:
+    """Whoever asks for a tokenizer gets the same one."""
+    made = tokenizer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HarmonyTokenizer, "from_directory", lambda path: made)
         yield

@@ -77,7 +77,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     from recipes.checkpoint import TOKENIZER_FILES, expected_tensors, student_config_json
     from recipes.model.config import MoeConfig, StudentConfig
     from recipes.names import INDEX_FILE
-    from recipes.tensors import TORCH_DTYPES, ShardWriter, planned
+    from recipes.shards import ShardWriter
+    from recipes.tensors import TORCH_DTYPES, planned
 
     artifact = options.folder / "artifact"
     if (artifact / "config.json").is_file():

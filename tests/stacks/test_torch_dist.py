@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from recipes.checkpoint import expected_tensors
 from recipes.megatron.dist_index import read_index
 from recipes.megatron.export import export
 from recipes.megatron.layout import entries, extra_states, folded, megatron_key
-from recipes.megatron.torch_dist import Folder, write_folder
+from recipes.megatron.torch_dist import Folder, _Moulds, _saved, write_folder
 from recipes.model.config import StudentConfig
 from recipes.recipe import InputArtifact
 from recipes.tensors import TensorReader, planned, raw_bytes
@@ -125,6 +126,17 @@ def test_a_stack_is_written_one_by_one_and_comes_back_whole(tmp_path: Path) -> N
 class _Harm:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("true",)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3), (1, 128, 64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pieces_are_what_torch_saves_without_checksums(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    moulds = _Moulds()
+    for seed in range(2):
+        value = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        written = b"".join(moulds.pieces(value))
+        assert written == _saved(value)
+        assert torch.equal(torch.load(io.BytesIO(written), weights_only=True), value)
 
 
 def test_an_index_runs_no_code(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _T = TypeVar("_T")
 _FOLDER = "ranks"  # in the scratch folder
 _PROGRESS, _ERROR, _TRACE = "progress", "error-", "trace-"
 _LOOK_SECONDS = 0.5
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress: Progress) -> _T:
@@ -51,10 +52,12 @@ def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress
             found=str(ranks),
             next_step="lower runtime.ranks; it is in no key",
         )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is said below
+    for name in ("", ".elastic.agent.server.api", ".elastic.multiprocessing.api"):  # what failed is said below
+        logging.getLogger(f"torch.distributed{name}").setLevel(logging.CRITICAL)
     folder = job.scratch / _FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -63,8 +66,12 @@ def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress
         local_addr="localhost", max_restarts=0, start_method="spawn", run_id=str(os.getpid()),
     )  # fmt: skip
     try:
-        with _passed_on(folder / _PROGRESS, progress):
+        with _passed_on(folder / _PROGRESS, progress), _handlers_kept():
             found: dict[int, _T] = elastic_launch(config, _rank)(work, job, folder)
+    except SignalException as error:  # the agent has ended the ranks
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        raise _ended(job, error.sigval) from error
     except ChildFailedError as error:
         rank, exitcode = _first(error)
         # What a killed rank does to the others is theirs to complain of, and not what went wrong.
@@ -72,6 +79,17 @@ def on_ranks(work: Callable[[Job, Progress], _T], job: Job, ranks: int, progress
         raise _told(folder) or fault or _death(job, rank, exitcode) from error
     shutil.rmtree(folder, ignore_errors=True)
     return found[0]
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """The agent sets handlers of its own, and leaves them."""
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _rank(work: Callable[[Job, Progress], _T], job: Job, folder: Path) -> _T | None:
@@ -157,6 +175,15 @@ def _first(error: BaseException) -> tuple[int, int]:
             return rank, failure.exitcode
     rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
     return rank, failure.exitcode
+
+
+def _ended(job: Job, number: int) -> VpstoreError:
+    return VpstoreError(
+        "a training was ended from outside, and so were its ranks",
+        where=job.entry,
+        found=signal.Signals(number).name,
+        next_step="build again: the training goes on from the state that was saved last",
+    )
 
 
 def _death(job: Job, rank: int, exitcode: int) -> VpstoreError:

@@ -266,9 +266,9 @@ def _gradients(weights: Mapping[str, Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def gradient_norm(weights: Mapping[str, Tensor]) -> Tensor:
-    """The common norm of all gradients, where they lie; NaN or infinite if any of them is."""
-    norms = torch._foreach_norm(_gradients(weights))
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    """The common norm of all gradients, where they lie; NaN or infinite if any of them is; 0 if there are none."""
+    found = _gradients(weights)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found))) if found else torch.zeros(())
 
 
 @torch.no_grad()

@@ -22,12 +22,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from blake3 import blake3
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -85,6 +87,7 @@ def save_state(folder: Path, state: TrainingState, identity: Identity, *, ranks:
 
     Args:    ranks: those that hold a part of the state each; all of them must come here.
     Returns: the state's folder.
+    Raises:  RecipeRefused: the disk takes no more; the older state is still there.
     """
     final = folder / f"{_PREFIX}{state.step:08d}"
     work = folder / f"{_UNFINISHED}{state.step:08d}"
@@ -95,15 +98,17 @@ def save_state(folder: Path, state: TrainingState, identity: Identity, *, ranks:
     ranks.wait()
     if is_new:
         tensors = {f"{part}|{name}": t for part in _PARTS for name, t in sorted(getattr(state, part).items())}
-        _write(work, {name: tensor.detach() for name, tensor in tensors.items()}, ranks)
+        with _kept_older(work):
+            _write(work, {name: tensor.detach() for name, tensor in tensors.items()}, ranks)
         ranks.wait()
     if ranks.is_first:
         if is_new:
-            (work / DOCUMENT).write_text(json.dumps(_document(state, identity, work), sort_keys=True))
-            for path in (*work.iterdir(), work):
-                _sync(path)
-            work.rename(final)
-            _sync(folder)
+            with _kept_older(work):
+                (work / DOCUMENT).write_text(json.dumps(_document(state, identity, work), sort_keys=True))
+                for path in (*work.iterdir(), work):
+                    _sync(path)
+                work.rename(final)
+                _sync(folder)
         for older in folder.iterdir():
             if older.name.startswith((_PREFIX, _UNFINISHED)) and older != final:
                 shutil.rmtree(older)
@@ -115,10 +120,29 @@ def _write(work: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     if ranks.world == 1:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, work / TENSORS)
         return
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # one process has no use for it
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
+    try:
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
+    except CheckpointException as error:  # of all ranks that failed; it is no Exception
+        raise next(iter(error.failures.values()))[0] from None
+
+
+@contextmanager
+def _kept_older(work: Path) -> Iterator[None]:
+    """What cannot be written whole is not left behind: on a full disk it would stand in the way of the next try."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise RecipeRefused(
+            "a training state cannot be written",
+            where=work.name.replace(_UNFINISHED, _PREFIX),
+            found=str(error),
+            next_step="make room on that file system and build again: training goes on from the state before this one",
+        ) from error
 
 
 _PARTS = ("weights", "optimizer", "random")

@@ -24,11 +24,11 @@ def trainer_of(data: Path, folder: Path, kind: str, *, steps: int) -> Trainer:
     sizes = {"sequence_length": 24, "sequences": 4, "micro_sequences": 1}
     table = params_table(steps=steps, save_every_steps=steps - 1, packing="whole_row", **sizes)
     params = Params.model_validate_json(json.dumps(table)).train
-    model = Student(pico_config() if kind == "dense" else pico_moe())
+    model = Student(pico_config() if kind.startswith("dense") else pico_moe())
     model.draw(torch.Generator().manual_seed(1))
     scratch = Scratch(folder / "states", Identity({}, params.model_dump(mode="json")))
     new = (Phase("new", 0, lambda name: ".layers.1." in name), Phase("all", steps // 2, lambda name: True))
-    options: dict[str, Any] = {"phases": new} if kind == "phases" else {}
+    options: dict[str, Any] = {"phases": new} if kind.endswith("phases") else {}
     return Trainer(model, params, AlignedDataset(data, "train"), scratch, **options)
 
 

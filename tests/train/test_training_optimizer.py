@@ -159,6 +159,7 @@ def test_clipping_scales_all_gradients_by_their_common_norm() -> None:
     assert weights["b"].grad.item() == pytest.approx(0.8)
     weights["b"].grad = torch.tensor([math.nan])
     assert math.isnan(float(gradient_norm(weights)))
+    assert float(gradient_norm({})) == 0.0
     clip_gradients(weights, math.nan, 1.0)
     assert weights["a"].grad[0].item() == pytest.approx(0.6)
 

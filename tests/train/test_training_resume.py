@@ -200,9 +200,11 @@ def test_an_unfinished_state_is_no_state(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("no rename today")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no rename"):
+    with pytest.raises(RecipeRefused, match="cannot be written") as refused:
         save_state(tmp_path, small_state(4), identity)
     monkeypatch.undo()
+    assert (refused.value.where, refused.value.found) == ("state-00000004", "no rename today")
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
     found = load_state(tmp_path, identity)
     assert found is not None
     assert found.step == 3

@@ -23,6 +23,7 @@ RANKS = {
     "vpstore.storage.remotes": 3,
     "vpstore.narration": 3,
     "vpstore.numbers": 3,
+    "vpstore.arrays": 3,
     "vpstore.code": 3,
     "vpstore.bytecode": 3,
     "vpstore.project_code": 3,
@@ -56,6 +57,7 @@ ALLOWED = {
     "vpstore.storage.remotes": {"dvc", "dvc_objects"},
     "vpstore.checkout": {"yaml"},
     "vpstore.numbers": {"numpy"},
+    "vpstore.arrays": {"numpy", "ml_dtypes", "torch"},  # loaded when somebody asks for an array
     "vpstore.signatures": {"cryptography"},
     "vpstore.pipeline": {"yaml"},
     "vpstore.cli": {"click"},
@@ -81,6 +83,7 @@ MANY_PARAMETERS = {
     "recipes/ops/omp_kernels.py:inner_products": 8,
     "recipes/ops/omp_kernels.py:advance": 14,
     "recipes/ops/omp_kernels.py:residuals": 16,
+    "vpstore/api/reading.py:resolve": 6,  # switches of a call, by keyword
     # What transformers calls by keyword.
     "recipes/huggingface/modeling_vpmoe.py:eager_attention_forward": 7,
     "recipes/huggingface/modeling_vpmoe.py:sdpa_attention_forward": 7,

@@ -30,6 +30,11 @@ FUNCTIONS: Final = {
 __all__ = sorted(FUNCTIONS)  # noqa: PLE0605
 
 
+def __dir__() -> list[str]:
+    """Every function, whether its module was loaded yet or not."""
+    return sorted({*globals(), *FUNCTIONS})
+
+
 def __getattr__(name: str) -> Any:
     """Load a function's module when it is first named."""
     if name not in FUNCTIONS:

@@ -87,7 +87,7 @@ MANY_PARAMETERS = {
     # What transformers calls by keyword.
     "recipes/huggingface/modeling_vpmoe.py:eager_attention_forward": 7,
     "recipes/huggingface/modeling_vpmoe.py:sdpa_attention_forward": 7,
-    "recipes/huggingface/modeling_vpmoe.py:forward": 8,
+    "recipes/huggingface/modeling_vpmoe.py:forward": 9,
 }
 # More than 300 lines. A model that transformers loads as remote code travels as one file, or by relative imports.
 LONG_FILES = {"recipes/huggingface/modeling_vpmoe.py": 560}

@@ -19,6 +19,7 @@ Source:  GQA arXiv:2305.13245; TPA arXiv:2501.06425; ALiBi arXiv:2108.12409; gro
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 NEUTRAL_OFFSET = -10.0  # where a fresh softmax offset starts: it takes no mass
 FRESH_RESIDUAL_LOGIT = 4.0  # sigmoid(4) = 0.982: a layer's own values count almost alone
 LOG_FREQ_SCALE = 16.0  # log_freq is this times the logarithm of the frequency
+# transformers 5.24 calls a cache `cache`; before that it was `past_key_values`.
+CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class VpConfig(PreTrainedConfig):
@@ -107,21 +110,16 @@ def create_masks_for_generate(
     config: VpConfig,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Cache | None,
     position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """A mask for each kind of layer, always as a tensor: the offset and ALiBi leave no kernel that would need none."""
     makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+    plain = copy(config)
+    plain._attn_implementation = "eager"  # others leave a mask out where their own kernels need none
+    given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
     return {
-        kind: makers[kind](
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            allow_is_causal_skip=False,
-        )
+        kind: makers[kind](config=plain, **given, **{CACHE: kwargs.get(CACHE)})
         for kind in sorted(set(config.layer_types or []))
     }
 
@@ -252,10 +250,10 @@ class VpAttention(nn.Module):
         first_values: Tensor | None,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """What the layer adds to the stream, its probabilities, and the first layer's values for those above."""
+        cache = kwargs.pop(CACHE, None)
         q, k, v = self.project(hidden_states)
         if first_values is None or self.value_residual is None:
             first_values = wide(v)
@@ -264,8 +262,8 @@ class VpAttention(nn.Module):
             v = (share * wide(v) + (1 - share) * first_values).to(v.dtype)
         if self.uses_rotary:
             q, k = rotate(q, *position_embeddings), rotate(k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         chosen = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager_attention_forward)
         if chosen == "sdpa":  # the library's own passes over an offset without a word
@@ -400,7 +398,7 @@ class VpPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["VpDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = False  # no kernel of these takes ALiBi and a learned offset at once
     _supports_flex_attn = False
@@ -481,28 +479,30 @@ class VpModel(VpPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """Hidden states after the final norm."""
+        """Hidden states after the final norm. Args: cache, past_key_values: one thing under both of its names."""
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x_BTH = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        past = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             position_ids = (torch.arange(x_BTH.shape[1], device=x_BTH.device) + past)[None]
         masks = attention_mask
         if not isinstance(masks, dict):  # `generate` may have made them
-            masks = create_masks_for_generate(self.config, x_BTH, attention_mask, past_key_values, position_ids)
+            masks = create_masks_for_generate(self.config, x_BTH, attention_mask, position_ids, **{CACHE: cache})
         biases = self.biases(masks, past)
         cos, sin = self.position_tables(position_ids, wide(x_BTH).dtype)
         first_values = None
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             x_BTH, first_values = layer(
-                x_BTH, first_values, cos, sin, attention_mask=biases[kind], past_key_values=past_key_values, **kwargs
+                x_BTH, first_values, cos, sin, attention_mask=biases[kind], **{CACHE: cache}, **kwargs
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BTH), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BTH), **{CACHE: cache})
 
 
 class VpForCausalLM(VpPreTrainedModel, GenerationMixin):
@@ -526,6 +526,7 @@ class VpForCausalLM(VpPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of every position, or of the last `logits_to_keep`; with labels also the mean loss of the next tokens.
@@ -536,9 +537,9 @@ class VpForCausalLM(VpPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=past_key_values if cache is None else cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -549,7 +550,7 @@ class VpForCausalLM(VpPreTrainedModel, GenerationMixin):
         return MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,

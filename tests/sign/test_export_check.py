@@ -162,5 +162,7 @@ def test_the_command_says_what_is_wrong(built: Project, tmp_path: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "extra.safetensors")
     said = built.run("export", "--check", str(folder), code=3).stdout
     assert said.startswith("extra.safetensors\n  expected  nothing of this name\n")
+    (folder / "\x1b[2Jgone").write_text("")  # a name that would clear the terminal
+    assert "\x1b" not in built.run("export", "--check", str(folder), code=3).stdout
     assert "takes one directory" in built.run("export", "--check", str(folder), "plant", code=2).stderr
     assert "wants a ref and a directory" in built.run("export", "plant", code=2).stderr

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpstore.cli.group import command, complete_ref, leave, workspace
-from vpstore.cli.printing import print_json, size_text
+from vpstore.cli.printing import print_json, printable, size_text
 from vpstore.errors import FaultsFound, UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def _tell_checked(found: CheckedExport, *, as_json: bool) -> None:
         print_json(found.to_json())
     else:
         for fault in found.faults:
-            click.echo(f"{fault.where}\n  expected  {fault.expected}\n  found     {fault.found}")
+            where, found_text = printable(fault.where), printable(fault.found)  # a stranger may have named the file
+            click.echo(f"{where}\n  expected  {printable(fault.expected)}\n  found     {found_text}")
         count = len(found.faults)
         click.echo(f"{count or 'no'} {'fault' if count == 1 else 'faults'} in {found.path}, {found.ref} for {found.to}")
     if not found.is_ok:

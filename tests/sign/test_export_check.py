@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from signing_tools import workspace
@@ -31,12 +33,23 @@ def export(target, source, folder, progress):
 """
 
 
+def runner_modules() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "small"}
+
+
 @pytest.fixture
-def work(built: Project, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def work(built: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """A project with a format of its own; its runner is imported anew, as this process may know another project's."""
     run = built.root / "small" / "run.py"
     if EXPORTER not in run.read_text():
         run.write_text(run.read_text() + EXPORTER)
-    return workspace(built, monkeypatch)
+    others = runner_modules()
+    for name in others:
+        del sys.modules[name]
+    yield workspace(built, monkeypatch)
+    for name in runner_modules():
+        del sys.modules[name]
+    sys.modules.update(others)
 
 
 @pytest.fixture(params=["dir", "list"])

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from recipes import config, execute, runtime
 from recipes import recompute as again
@@ -27,10 +27,15 @@ from recipes.recipe import InputArtifact, PlanRecipe, Progress
 from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
+from vpstore.lineage import walk
 from vpstore.runner import Finding, Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
+from vpstore.storage.store import Store
+
+if TYPE_CHECKING:
+    from recipes.huggingface.history import Ancestor
 
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
 CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime")
@@ -164,9 +169,11 @@ def recompute(
 
 def exporters() -> dict[str, str]:
     """Formats besides plain files that an artifact can be exported in: name -> what it is for."""
-    from recipes.megatron.targets import TARGETS  # not above: where a recorded recipe runs again, exporters are not
+    # Not above: where a recorded recipe runs again, exporters are not.
+    from recipes.huggingface import targets as huggingface
+    from recipes.megatron import targets as megatron
 
-    return dict(TARGETS)
+    return {**megatron.TARGETS, **huggingface.TARGETS}
 
 
 def export(target: str, source: ResolvedInput, folder: Path, progress: Progress) -> None:
@@ -174,9 +181,33 @@ def export(target: str, source: ResolvedInput, folder: Path, progress: Progress)
 
     Raises:  RecipeRefused: the artifact is not what the format is for, or the result does not agree with it.
     """
-    from recipes.megatron.export import export as write
+    from recipes.huggingface import targets as huggingface
 
-    write(target, InputArtifact(source.role, source.ref, str(source.artifact), source.path), folder, progress)
+    artifact = InputArtifact(source.role, source.ref, str(source.artifact), source.path)
+    if target in huggingface.TARGETS:
+        from recipes.huggingface.export import export as write_for_huggingface
+
+        write_for_huggingface(artifact, _history(source.artifact), root=_ROOT, folder=folder, progress=progress)
+        return
+    from recipes.megatron.export import export as write_for_megatron
+
+    write_for_megatron(target, artifact, folder, progress)
+
+
+def _history(artifact: Digest) -> list[Ancestor]:
+    """The lineage of an artifact as far as its manifests are in the store, parents first."""
+    from recipes.huggingface.history import Ancestor
+
+    found = []
+    for node in walk(Store.find(_ROOT), artifact):
+        if node.manifest is None:
+            found.append(Ancestor(node.name, str(node.artifact)))
+            continue
+        build = node.manifest.build
+        inputs = tuple((row.role, str(row.artifact)) for row in build.inputs)
+        sources = tuple((row.role, row.sha256) for row in build.sources)
+        found.append(Ancestor(node.name, str(node.artifact), build.entry, inputs, sources, build.params))
+    return found
 
 
 def _job(prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Job:

@@ -24,6 +24,7 @@ RANKS = {
     "vpstore.storage.remotes": 3,
     "vpstore.narration": 3,
     "vpstore.numbers": 3,
+    "vpstore.arrays": 3,
     "vpstore.code": 3,
     "vpstore.bytecode": 3,
     "vpstore.project_code": 3,
@@ -57,6 +58,7 @@ ALLOWED = {
     "vpstore.storage.remotes": {"dvc", "dvc_objects"},
     "vpstore.checkout": {"yaml"},
     "vpstore.numbers": {"numpy"},
+    "vpstore.arrays": {"numpy", "ml_dtypes", "torch"},  # loaded when somebody asks for an array
     "vpstore.signatures": {"cryptography"},
     "vpstore.pipeline": {"yaml"},
     "vpstore.cli": {"click"},
@@ -82,7 +84,14 @@ MANY_PARAMETERS = {
     "recipes/ops/omp_kernels.py:inner_products": 8,
     "recipes/ops/omp_kernels.py:advance": 14,
     "recipes/ops/omp_kernels.py:residuals": 16,
+    "vpstore/api/reading.py:resolve": 6,  # switches of a call, by keyword
+    # What transformers calls by keyword.
+    "recipes/huggingface/modeling_vpmoe.py:eager_attention_forward": 7,
+    "recipes/huggingface/modeling_vpmoe.py:sdpa_attention_forward": 7,
+    "recipes/huggingface/modeling_vpmoe.py:forward": 9,
 }
+# More than 300 lines. A model that transformers loads as remote code travels as one file, or by relative imports.
+LONG_FILES = {"recipes/huggingface/modeling_vpmoe.py": 560}
 TYPING_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import X"
 PURE_FORBIDDEN = {"os", "pathlib", "time", "datetime", "io", "shutil", "subprocess", "socket", "random", "secrets"}
 
@@ -348,7 +357,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_files_and_functions_are_small(package: str) -> None:
     lengths, many = [], {}
     for path in sorted((ROOT / package).rglob("*.py")):
-        assert len(path.read_text().splitlines()) <= 300, path
+        assert len(path.read_text().splitlines()) <= LONG_FILES.get(str(path.relative_to(ROOT)), 300), path
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 name = f"{path.relative_to(ROOT)}:{node.name}"

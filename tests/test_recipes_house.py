@@ -41,6 +41,16 @@ MAY = {
         "train.megatron_arguments",
         "train.run_files",
     },
+    "huggingface": {
+        "huggingface",
+        "model.config",
+        "data.encodings",
+        "errors",
+        "tensors",
+        "names",
+        "recipe",
+        "checkpoint",
+    },
     "train": {
         "train",
         "model",

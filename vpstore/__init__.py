@@ -4,7 +4,7 @@ Place in the path: the door. Importing the package is cheap and loads nothing el
 its own. The three calls that programs use are fetched from `vpstore.api` when they are first named.
 
 Example:
-    path = vpstore.resolve("vpDense").path
+    path = vpstore.resolve("vpDense"); weight = vpstore.open("vpDense")["lm_head.weight"].torch()
 """
 
 from __future__ import annotations
@@ -22,3 +22,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'vpstore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What the package offers, whether it was loaded yet or not."""
+    return sorted({*globals(), *__all__})

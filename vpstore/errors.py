@@ -67,10 +67,10 @@ class UsageError(VpstoreError):
 
 
 class FaultsFound(VpstoreError):
-    """verify, audit or reproduce finished and found faults."""
+    """verify, audit, reproduce or export --check finished and found faults."""
 
     exit_code = 3
-    meaning = "faults found by verify, audit or reproduce"
+    meaning = "faults found by verify, audit, reproduce or export --check"
 
 
 class NoStore(VpstoreError):

@@ -158,18 +158,27 @@ def _read(store: Manifests, artifact: Digest) -> Node:
         return Node(artifact, None, f"{error.what}: {error.found}" if error.found else error.what)
 
 
-def tensor_rows(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, TensorRow]]:
-    """Every tensor of an artifact by name, from its tensor tables, with the shard that has it.
+def rows_by_file(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, tuple[TensorRow, ...]]]:
+    """The tensors of each shard of an artifact, from its tensor tables, by the shard's path.
 
     Raises:  BlobMissing, DigestMismatch, BadManifest: of a table.
     """
-    rows: dict[str, tuple[FileRecord, TensorRow]] = {}
+    found = {}
     for file in manifest.files:
         if file.tensors is not None:
             label = f"{manifest.ref}, tensor table of {file.path}"
             table = TensorTable.decode(store.blobs.read(file.tensors, what=label), where=label)
-            rows.update({row.name: (file, row) for row in table.tensors})
-    return rows
+            found[file.path] = (file, tuple(table.tensors))
+    return found
+
+
+def tensor_rows(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, TensorRow]]:
+    """Every tensor of an artifact by name, with the shard that has it; of two of one name the last shard's.
+
+    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table.
+    """
+    shards = rows_by_file(store, manifest).values()
+    return {row.name: (file, row) for file, rows in shards for row in rows}
 
 
 def find_artifact(work: Workspace, ref: Ref) -> Digest:

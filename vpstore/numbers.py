@@ -1,7 +1,7 @@
 """Numbers out of stored tensors: how far apart two tensors of one dtype are.
 
-Place in the path: beside the store; `diff` and `reproduce` hand it the bytes of two tensors. The only module that
-knows NumPy, imported when the first comparison is made.
+Place in the path: beside the store; `diff` and `reproduce` hand it the bytes of two tensors. With `arrays` the
+only module that knows NumPy, imported when the first comparison is made.
 Invariants: bounded memory whatever the size; differences of integers are exact before they are rounded once to a
 double; results are finite or infinite, never NaN: where exactly one of two elements is NaN, or an infinity stands
 against anything else, they are infinitely far apart; two NaNs, whatever their payload, are not apart at all.

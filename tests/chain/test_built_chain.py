@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from recipes.checkpoint import expected_tensors, parse_student_config
+from vpstore import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTER = ROOT / "weights/tiny/refs/vpMoE-smoke.json"
@@ -134,14 +135,14 @@ def test_the_examples_of_the_readme_load_what_was_built() -> None:
         subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for text in examples
     ]
-    assert said == ["torch.bfloat16 (32, 64)\n", "BF16 (32, 64) 4096\n"]
+    assert said == ["torch.bfloat16 (32, 64)\n", "BF16 (32, 64) 4096\nbfloat16 torch.bfloat16\n"]
 
 
 def test_transformers_loads_the_donor_stages_and_not_the_student() -> None:
     import transformers
 
     for ref in ("qwen3-0_6B", "qwen3-0_6B-o200k"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(vpstore("resolve", ref).strip())
+        model = transformers.AutoModelForCausalLM.from_pretrained(resolve(ref, checkout=ROOT))
         assert type(model).__name__ == "Qwen3ForCausalLM"
     with pytest.raises(ValueError, match="does not recognize this architecture"):
         transformers.AutoConfig.from_pretrained(vpstore("resolve", "vpDense0-5_28.compat").strip())

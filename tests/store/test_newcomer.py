@@ -95,7 +95,7 @@ def export(target, source, folder, progress):
     )
     assert "list (names of the files)" in project.run("export", "seed", "out", "--to", "megatron", code=2).stderr
     done = project.json("export", "seed", str(tmp_path / "out"), "--to", "list")
-    assert (done["to"], done["files"]) == ("list", 1)
+    assert (done["to"], done["files"]) == ("list", 2)  # and the record
     assert "artifact.json" in (tmp_path / "out" / "sub" / "names").read_text()
     assert "not empty" in project.run("export", "seed", str(tmp_path / "out"), "--to", "list", code=2).stderr
     view = Path(project.run("resolve", "seed").stdout.strip())

@@ -20,7 +20,7 @@ FUNCTIONS: Final = {
     "build": "building", "build_all": "building", "import_donor": "building", "lock": "building",
     "lock_check": "building", "pipeline": "building", "plan": "building", "plan_import": "building",
     "Strictness": "auditing", "audit": "auditing", "diff": "auditing", "graph": "auditing", "why": "auditing",
-    "attest": "signing", "export": "signing",
+    "attest": "signing", "export": "signing", "export_check": "signing",
     "Wish": "reproducing", "rebuild": "reproducing", "reproduce": "reproducing", "reproduction_plan": "reproducing",
     "pull": "sharing", "push": "sharing", "repair": "sharing",
     "Terms": "keeping", "duration": "keeping", "gc": "keeping",
@@ -28,6 +28,11 @@ FUNCTIONS: Final = {
     "verify": "reading",
 }  # fmt: skip
 __all__ = sorted(FUNCTIONS)  # noqa: PLE0605
+
+
+def __dir__() -> list[str]:
+    """Every function, whether its module was loaded yet or not."""
+    return sorted({*globals(), *FUNCTIONS})
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpstore.api.targets import plain
+from vpstore.errors import NoSuchTensor, UsageError
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef, parse_ref
 from vpstore.verbs.materialize import materialize, view_faults, view_path
@@ -37,6 +38,12 @@ class ResolvedPath:
     path: Path
     size_bytes: int
     locked: LockStatus
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)  # many libraries take the text of what they are given for a path
 
     def to_json(self) -> dict[str, Any]:
         """The document as `resolve --json` prints it."""
@@ -73,14 +80,18 @@ def resolve(
     locked: bool = False,
     full: bool = False,
     fetch: bool | str = False,
+    checkout: str | os.PathLike[str] | None = None,
 ) -> ResolvedPath:
     """Verify the artifact of a ref and show it as a directory.
 
+    What it gives is a path itself: hand it to whatever opens directories.
+
     Args:    locked: refuse what is not the lock's; full: read every blob again; fetch: have what is missing of it from
-             the default DVC remote, or from the one of this name; without it nothing is ever fetched.
+             the default DVC remote, or from the one of this name; without it nothing is ever fetched; checkout: a
+             folder in the checkout that is meant, instead of the working directory.
     Raises:  NoStore, NoSuchRef, BlobMissing, DigestMismatch, BadManifest, NotLocked; RemoteFailure.
     """
-    work = work or Workspace.find(Path.cwd(), create=fetch is not False)
+    work = _workspace(work, checkout, create=fetch is not False)
     if fetch is not False:
         from vpstore.api import sharing
 
@@ -147,15 +158,32 @@ def doctor(*, profile: str | None = None) -> Diagnosis:
     return examine(Path.cwd(), profile=profile)
 
 
-def open(ref: str, *, work: Workspace | None = None) -> Artifact:
-    """The tensors of an artifact by name, each verified as it is read.
+def open(ref: str, *, work: Workspace | None = None, checkout: str | os.PathLike[str] | None = None) -> Artifact:
+    """The tensors of an artifact by name, each verified as it is read, and an array on request.
 
-    Raises:  as `resolve`.
+    Args:    checkout: a folder in the checkout that is meant, instead of the working directory.
+    Raises:  NoSuchTensor: the artifact holds no tensors at all; as `resolve`.
     """
     from vpstore.verbs.reading import Artifact
 
-    work = work or Workspace.find(Path.cwd())
-    return Artifact(work, resolve_ref(work, parse_ref(ref)).manifest)
+    work = _workspace(work, checkout)
+    manifest = resolve_ref(work, parse_ref(ref)).manifest
+    if not any(file.tensors is not None for file in manifest.files):
+        raise NoSuchTensor(
+            "the artifact holds no tensors",
+            where=str(manifest.ref),
+            expected="an artifact with safetensors files",
+            found=f"{len(manifest.files)} files of other kinds",
+            next_step=f"vpstore show {manifest.ref} lists them; vpstore.resolve({str(manifest.ref)!r}) is their folder",
+        )
+    return Artifact(work, manifest)
+
+
+def _workspace(work: Workspace | None, checkout: str | os.PathLike[str] | None, *, create: bool = False) -> Workspace:
+    """The one that is given, or the one around a folder."""
+    if work is not None and checkout is not None:
+        raise UsageError("work and checkout name two places", expected="one of them", next_step="leave one out")
+    return work or Workspace.find(Path(checkout) if checkout is not None else Path.cwd(), create=create)
 
 
 def _view_faults(work: Workspace, stage: StageRef, *, full: bool) -> list[Fault]:

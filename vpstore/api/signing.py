@@ -1,4 +1,4 @@
-"""attest, export: the functions that sign an artifact and hand it out.
+"""attest, export, export --check: the functions that sign an artifact and hand it out.
 
 Place in the path: composes verbs into what a person calls; the command line is a skin over it.
 
@@ -10,14 +10,18 @@ Example:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from vpstore.errors import UsageError
 from vpstore.runner import ResolvedInput, Runner, load_runner
 from vpstore.schema.digest import Digest
-from vpstore.schema.ref import StageRef, parse_ref
+from vpstore.schema.export_record import ExportRecord
+from vpstore.schema.fault import Fault
+from vpstore.schema.ref import Ref, StageRef, parse_ref
 from vpstore.signatures import load_signing_key
 from vpstore.verbs.attest import (
     refuse_for_bundle,
@@ -27,13 +31,12 @@ from vpstore.verbs.attest import (
     store_envelope,
     write_bundle,
 )
-from vpstore.verbs.export import convert, refuse_target
+from vpstore.verbs.export import aside, convert, fill, refuse_target
 from vpstore.verbs.export import export as export_artifact
+from vpstore.verbs.export_check import PLAIN, differing, folder_faults, read_record
 from vpstore.verbs.materialize import materialize, view_path
 from vpstore.verbs.resolve import resolve as resolve_ref
 from vpstore.workspace import Workspace
-
-PLAIN: Final = "dir"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,34 @@ class Attested:
             "bundle": None if self.bundle is None else str(self.bundle),
             "view": str(self.view),
         }
+
+
+@dataclass(frozen=True)
+class CheckedExport:
+    """An exported folder and everything that is wrong with it."""
+
+    ref: StageRef
+    artifact: Digest
+    path: Path
+    to: str
+    is_known: bool  # the artifact is in the store: the folder was held against it, not against its own record alone
+    faults: tuple[Fault, ...]  # sorted
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as `export --check --json` prints it."""
+        head = {
+            "ok": self.is_ok,
+            "ref": str(self.ref),
+            "artifact": self.artifact,
+            "to": self.to,
+            "path": str(self.path),
+        }
+        return {**head, "is_known": self.is_known, "faults": [fault.to_json() for fault in self.faults]}
 
 
 @dataclass(frozen=True)
@@ -136,10 +167,44 @@ def export(
     if runner is not None and not is_dry_run:
         source = ResolvedInput("source", str(manifest.ref), manifest.digest, materialize(work, manifest))
         progress = work.narrator.progress
-        files, size_bytes = convert(work, manifest, target, lambda folder: runner.export(to, source, folder, progress))
+        write = partial(runner.export, to, source, progress=progress)
+        record = convert(work, manifest, target, write, to=to)
+        files, size_bytes = len(record.files) + 1, sum(row.size_bytes for row in record.files.values())
     elif not is_dry_run:
         export_artifact(work, manifest, target)
     return Exported(found.ref, found.artifact, target, files, size_bytes, to)
+
+
+def export_check(directory: Path, *, work: Workspace | None = None) -> CheckedExport:
+    """Hold an exported folder against its record, and against a fresh export of the same artifact.
+
+    Without the artifact in the store only the record speaks, and the narrator says so.
+    Raises:  UsageError: no folder that `export` wrote; BadManifest: a record that is not of its form; as `export`.
+    """
+    work = work or Workspace.find(Path.cwd())
+    folder = Path(os.path.abspath(directory))
+    record = read_record(folder)
+    faults = folder_faults(folder, record)
+    is_known = work.store.blobs.has(record.artifact)
+    if not is_known:
+        work.narrator.warn(f"{record.ref}, {record.artifact.short} is not in this store: the record alone was held")
+    elif record.to != PLAIN:
+        faults += [fault for fault in differing(record, _again(work, record)) if fault.where not in _names(faults)]
+    return CheckedExport(record.ref, record.artifact, folder, record.to, is_known, tuple(sorted(faults)))
+
+
+def _names(faults: Sequence[Fault]) -> set[str]:
+    return {fault.where for fault in faults}
+
+
+def _again(work: Workspace, record: ExportRecord) -> ExportRecord:
+    """The record of a fresh export, which is made among the store's unfinished files and removed again."""
+    runner = _offering(work, record.to)
+    found = resolve_ref(work, Ref(record.ref.object, prefix=record.artifact.hex))
+    source = ResolvedInput("source", str(found.ref), found.artifact, materialize(work, found.manifest))
+    write = partial(runner.export, record.to, source, progress=work.narrator.progress)
+    with aside(work, found.manifest) as fresh:
+        return fill(fresh, found.manifest, write, to=record.to)
 
 
 def _offering(work: Workspace, to: str) -> Runner:

@@ -5,6 +5,8 @@ the artifact's files and `artifact.json`, each its own, writable and nobody's li
 Invariants: each file is held against its digest while or after it is copied; the directory is whole or absent, under a
 hidden temporary name until it is whole; nothing that is there already is overwritten.
 
+A folder of another format has a record of its files, for `export --check`.
+
 Example:
     export(work, manifest, Path("/tmp/vpDense"))
 """
@@ -19,7 +21,9 @@ from pathlib import Path
 
 from vpstore.errors import BlobMissing, DigestMismatch, UsageError
 from vpstore.schema.digest import Digest
+from vpstore.schema.export_record import RECORD_FILE, ExportedFile, ExportRecord
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
+from vpstore.schema.paths import check_path
 from vpstore.storage import atomic
 from vpstore.workspace import Workspace
 
@@ -74,25 +78,54 @@ def export(work: Workspace, manifest: Manifest, target: Path) -> None:
     work.narrator.progress("export", len(files), len(files))
 
 
-def convert(work: Workspace, manifest: Manifest, target: Path, write: Callable[[Path], None]) -> tuple[int, int]:
-    """Have an artifact written in another format, by the project.
+def convert(
+    work: Workspace, manifest: Manifest, target: Path, write: Callable[[Path], None], *, to: str
+) -> ExportRecord:
+    """Have an artifact written in another format, by the project, with a record of every file beside.
 
-    Args:    write: fills an empty folder.
-    Returns: how many files it wrote, and their bytes.
-    Raises:  UsageError: see `refuse_target`; VpstoreError: the disk refuses; whatever `write` raises.
+    Args:    write: fills an empty folder. to: the format, for the record.
+    Raises:  UsageError: see `refuse_target`, or a file that has the record's name; VpstoreError: the disk refuses;
+             BadManifest: a name that some system cannot have; whatever `write` raises.
     """
     refuse_target(work, target)
     with _appearing(work, manifest, target) as fresh:
-        atomic.make_directory(fresh)
-        write(fresh)
-        paths = sorted(fresh.rglob("*"))
-        files = [path for path in paths if path.is_file()]
-        for path in files:  # a folder that appears before its files are on the disk would be half of one after a crash
-            atomic.fsync_file(path)
-        for folder in [path for path in paths if path.is_dir()] + [fresh]:
+        record = fill(fresh, manifest, write, to=to)
+        folders = [path for path in sorted(fresh.rglob("*")) if path.is_dir()]
+        for name in (*record.files, RECORD_FILE):  # a folder that appears before its files would be half of one
+            atomic.fsync_file(fresh / name)
+        for folder in [*folders, fresh]:
             atomic.fsync_directory(folder)
-        size_bytes = sum(path.stat().st_size for path in files)
-    return len(files), size_bytes
+    return record
+
+
+def fill(fresh: Path, manifest: Manifest, write: Callable[[Path], None], *, to: str) -> ExportRecord:
+    """Make a folder, have it filled, and write the record into it. Raises as `convert`."""
+    atomic.make_directory(fresh)
+    write(fresh)
+    files = {}
+    for path in sorted(path for path in fresh.rglob("*") if path.is_file()):
+        name = check_path(path.relative_to(fresh).as_posix(), where=f"an export to {to}")
+        files[name] = ExportedFile(*atomic.digest_file(path))
+    if RECORD_FILE in files:
+        raise UsageError(
+            "an exporter wrote a file of the record's name",
+            where=f"--to {to}: {RECORD_FILE}",
+            next_step="give it another name in the project's runner",
+        )
+    record = ExportRecord(to, manifest.ref, manifest.digest, files)
+    atomic.write_file(fresh / RECORD_FILE, record.encode(), folder=fresh, mode=_MODE)
+    return record
+
+
+@contextmanager
+def aside(work: Workspace, manifest: Manifest) -> Iterator[Path]:
+    """A name among the store's unfinished files, for a folder that is compared with another one and removed again."""
+    fresh = atomic.temporary_name(work.store.root / "tmp")
+    with atomic.disk_errors(fresh, "exporting anew"), work.reading([manifest.digest]):
+        try:
+            yield fresh
+        finally:
+            atomic.remove_tree(fresh)
 
 
 @contextmanager

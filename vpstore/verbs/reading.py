@@ -3,10 +3,10 @@
 Place in the path: behind `vpstore.open`. Where `resolve` promises what it printed at the time it printed it, this
 checks each tensor's bytes against its own digest whenever it is read.
 Invariants: nothing is returned that does not match; damage never looks like absence; no tensor library is needed, the
-bytes come as a memory view.
+bytes come as a memory view. Where there is an index, it says which file a tensor is read from, as it does to others.
 
 Example:
-    tensor = vpstore.open("vpDense")["lm_head.weight"]; tensor.dtype, tensor.shape, tensor.data
+    tensor = vpstore.open("vpDense")["lm_head.weight"]; tensor.dtype, tensor.shape, tensor.data, tensor.torch()
 """
 
 from __future__ import annotations
@@ -15,24 +15,55 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, Final
 
-from vpstore.errors import DigestMismatch, NoSuchTensor
-from vpstore.lineage import tensor_rows
+from vpstore import arrays
+from vpstore.errors import BadManifest, DigestMismatch, NoSuchTensor
+from vpstore.lineage import rows_by_file
+from vpstore.schema.canonical import parse_strict
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, Manifest
 from vpstore.schema.ref import nearest
 from vpstore.schema.tensor_table import TensorRow
 from vpstore.workspace import Workspace
 
+INDEX_SUFFIX: Final = ".safetensors.index.json"
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor's verified bytes, little-endian and row-major as safetensors stores them."""
+    """One tensor's verified bytes, little-endian and row-major as safetensors stores them; an array on request."""
 
     name: str
-    dtype: str
+    dtype: str  # as safetensors names it
     shape: tuple[int, ...]
     data: memoryview  # read-only
+
+    def numpy(self) -> arrays.Array:
+        """A read-only NumPy array over these bytes; BF16 and 8 bit floats by ml_dtypes.
+
+        Raises:  UsageError: NumPy lacks the dtype, or a package is missing.
+        """
+        return arrays.numpy_array(self.dtype, self.shape, self.data)
+
+    def torch(self) -> arrays.TorchTensor:
+        """A PyTorch tensor on the CPU, over a copy of these bytes. Raises: UsageError, as `numpy`."""
+        return arrays.torch_tensor(self.dtype, self.shape, self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> arrays.Array:
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise ValueError(f"{self.name} is {array.dtype}; as {dtype} it has to be copied")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **asked: Any) -> Any:
+        return arrays.dlpack(self.dtype, self.shape, self.data, **asked)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return arrays.CPU
 
 
 class Artifact(Mapping[str, StoredTensor]):
@@ -43,7 +74,48 @@ class Artifact(Mapping[str, StoredTensor]):
 
     @cached_property
     def _rows(self) -> dict[str, tuple[FileRecord, TensorRow]]:
-        return tensor_rows(self._work.store, self.manifest)
+        """Where each tensor is.
+
+        Raises:  BadManifest: an index that leads nowhere, or a name in two files that no index tells apart.
+        """
+        by_file = rows_by_file(self._work.store, self.manifest)
+        found: dict[str, tuple[FileRecord, TensorRow]] = {}
+        chosen = self._indexed()
+        for path, (file, rows) in by_file.items():
+            for row in rows:
+                if chosen.get(row.name, path) != path:
+                    continue
+                if row.name in found:
+                    raise BadManifest(
+                        "two files hold a tensor of one name, and no index says which is meant",
+                        where=f"{self.manifest.ref}: {row.name}",
+                        found=f"{found[row.name][0].path}, {path}",
+                        next_step="read the file that you mean from the folder that vpstore resolve prints",
+                    )
+                found[row.name] = (file, row)
+        if lost := sorted(chosen.keys() - found.keys()):
+            raise BadManifest(
+                "an index names tensors that are not where it says",
+                where=f"{self.manifest.ref}: {lost[0]}",
+                expected=f"in {chosen[lost[0]]}",
+                found=f"not there, nor {len(lost) - 1} others",
+                next_step=f"vpstore show {self.manifest.ref} --tensors lists what there is",
+            )
+        return found
+
+    def _indexed(self) -> dict[str, str]:
+        """The file of each tensor that an index names; the indexes of all folders together."""
+        chosen: dict[str, str] = {}
+        for file in self.manifest.files:
+            if file.path.endswith(INDEX_SUFFIX):
+                where = f"{self.manifest.ref}, {file.path}"
+                document = parse_strict(self._work.store.blobs.read(file.digest, what=where), where=where)
+                weights = document.get("weight_map") if isinstance(document, dict) else None
+                if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+                    raise BadManifest("an index is not of its form", where=where, expected="weight_map: name -> file")
+                folder = PurePosixPath(file.path).parent
+                chosen.update({name: str(folder / shard) for name, shard in weights.items()})
+        return chosen
 
     def __getitem__(self, name: str) -> StoredTensor:
         """Map and verify one tensor.

@@ -1,0 +1,1 @@
+"""Exports that Hugging Face's libraries open."""

@@ -9,7 +9,7 @@ What is in the folder:
     PROVENANCE.json                      the artifact's digest, each tensor's before and after, the numeric check
     tokenizer/                           as in the artifact
 
-Invariants: two exports of one artifact are equal byte for byte; one tensor is in memory at a time; nothing counts as
+Invariants: two exports of one artifact are equal byte for byte; two tensors are in memory at a time; nothing counts as
 exported before its logits were compared.
 
 Example:

@@ -3,8 +3,9 @@
 Place in the path: layout -> **megatron** -> Megatron. Written one tensor at a time; read one tensor at a time, from
 folders of any number of ranks.
 
-Invariants: one tensor is in memory at a time; every file is on the disk before the folder counts as written; reading
-runs no code of the folder: the index is a pickle, of which only the classes of an index are taken.
+Invariants: two tensors are in memory at a time, one written and one computed; every file is on the disk before the
+folder counts as written; reading runs no code of the folder: the index is a pickle, of which only the classes of an
+index are taken.
 
 Example:
     >>> digests = write_folder(path, tensors, states=extra_states(config))
@@ -20,25 +21,28 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
-from torch.utils.serialization import config
+from torch.futures import Future as TorchFuture
 
 from recipes.megatron.dist_index import BACKEND, INDEX, VERSIONS, read_index, refuse_other_backend
+from recipes.megatron.moulds import Moulds, saved
+from recipes.megatron.moulds import save as save_whole
 from recipes.planned import PlannedTensor
 from recipes.tensors import TORCH_DTYPES, raw_bytes, require_finite
 from vpstore.errors import RecipeRefused
@@ -61,7 +65,7 @@ def write_folder(
     Returns: BLAKE3 of every tensor's bytes as written, by key.
     Raises:  RecipeRefused: a value that is not finite.
     """
-    planner = _OneAtATime(tensors, stacks)
+    planner = _OneAhead(tensors, stacks)
     meta = {t.name: torch.empty(t.shape, dtype=TORCH_DTYPES[t.dtype], device="meta") for t in tensors}
     with warnings.catch_warnings(action="ignore"):  # that there is one process, which no_dist has said
         content = {**meta, **{key: [None] for key in states}}
@@ -69,24 +73,15 @@ def write_folder(
             save(content, storage_writer=_Writer(folder), planner=planner, no_dist=True)
         except CheckpointException as error:  # of all ranks, which is one: what failed stands inside
             raise error.failures[0][0] from None
-    for name, data in ((BACKEND, json.dumps(VERSIONS).encode()), (COMMON, _saved(_COMMON))):
+        finally:
+            planner.close()
+    for name, data in ((BACKEND, json.dumps(VERSIONS).encode()), (COMMON, saved(_COMMON))):
         with (folder / name).open("xb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
     _sync_directory(folder)
     return planner.digests
-
-
-def _saved(value: Any) -> bytes:
-    out = io.BytesIO()
-    _save(value, out)
-    return out.getvalue()
-
-
-def _save(value: Any, out: IO[bytes]) -> None:
-    with config.patch({"save.compute_crc32": False}):  # type: ignore[attr-defined]
-        torch.save(value, out)
 
 
 def _sync_directory(folder: Path) -> None:
@@ -97,21 +92,31 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-class _OneAtATime(DefaultSavePlanner):
-    """Plans with tensors on the meta device, and computes each when it is written."""
+class _OneAhead(DefaultSavePlanner):
+    """Plans with tensors on the meta device, and computes each while the one before is written."""
 
     def __init__(self, tensors: Sequence[PlannedTensor], stacks: Collection[str]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._tensors, self._stacks = {tensor.name: tensor for tensor in tensors}, set(stacks)
+        self._next: dict[str, str] = {}  # key -> the one behind it in the plan
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: tuple[str, Future[Tensor]] | None = None
         self._current: tuple[str, Tensor] | None = None
-        self._state = _saved([None])  # every empty state; there are two for each expert
+        self._state = saved([None])  # every empty state; there are two for each expert
         self.digests: dict[str, str] = {}
 
     def create_local_plan(self) -> SavePlan:
         """As the stock planner's, with stacks cut."""
         plan = super().create_local_plan()
         items = [piece for item in plan.items for piece in self._pieces(item)]
+        keys = [item.index.fqn for item in plan.items if item.type != WriteItemType.BYTE_IO]
+        self._next = dict(pairwise(keys))
         return replace(plan, items=items)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        """Of the one plan that there is, which needs no search for pieces that overlap: each is held against each."""
+        self.global_plan, self.metadata = create_default_global_save_plan(all_plans)
+        return self.global_plan, self.metadata
 
     def _pieces(self, item: WriteItem) -> list[WriteItem]:
         data = item.tensor_data
@@ -133,14 +138,7 @@ class _OneAtATime(DefaultSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return io.BytesIO(self._state)
         if self._current is None or self._current[0] != key:  # pieces of a stack follow each other
-            tensor = self._tensors[key].compute().contiguous()
-            if tensor.untyped_storage().nbytes() != tensor.nbytes:
-                tensor = tensor.clone()  # a view would be saved with the whole of its storage
-            # A sum says so in one reading; one that runs over is looked at number by number.
-            if not math.isfinite(tensor.sum().item()):
-                require_finite(key, tensor)
-            self.digests[key] = f"blake3:{blake3(raw_bytes(tensor)).hexdigest()}"
-            self._current = key, tensor
+            self._current = key, self._taken(key)
         whole = self._current[1]
         if key not in self._stacks or write_item.index.offset is None:
             return whole
@@ -150,6 +148,29 @@ class _OneAtATime(DefaultSavePlanner):
         piece = torch.frombuffer(raw_bytes(whole)[number * size : (number + 1) * size], dtype=whole.dtype)
         return piece.reshape(1, *whole.shape[1:])
 
+    def _taken(self, key: str) -> Tensor:
+        """The tensor of a key; that of the next one is begun."""
+        waiting = self._ahead if self._ahead and self._ahead[0] == key else None
+        tensor = waiting[1].result() if waiting else self._computed(key)
+        after = self._next.get(key)
+        self._ahead = None if after is None else (after, self._thread.submit(self._computed, after))
+        return tensor
+
+    def _computed(self, key: str) -> Tensor:
+        tensor = self._tensors[key].compute().contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()  # a view would be saved with the whole of its storage
+        # A sum says so in one reading; one that runs over is looked at number by number.
+        if not math.isfinite(tensor.sum().item()):
+            require_finite(key, tensor)
+        self.digests[key] = f"blake3:{blake3(raw_bytes(tensor)).hexdigest()}"
+        return tensor
+
+    def close(self) -> None:
+        """Let go of the thread and of what it holds."""
+        self._thread.shutdown(cancel_futures=True)
+        self._ahead = self._current = None
+
 
 class _Writer(FileSystemWriter):
     """One data file, item by item: the stock writer keeps every tensor of a file until the file is closed."""
@@ -158,9 +179,9 @@ class _Writer(FileSystemWriter):
         """Nothing: the stock one holds a path of this machine and a random number."""
         return StorageMeta()
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         """Write the items in the order of the plan."""
-        results, moulds = [], _Moulds()
+        results, moulds = [], Moulds()
         with (Path(self.path) / DATA).open("xb") as out:
             for item in plan.items:
                 data, offset = planner.resolve_data(item), out.tell()
@@ -169,42 +190,14 @@ class _Writer(FileSystemWriter):
                 elif item.type == WriteItemType.SHARD:
                     out.writelines(moulds.pieces(data))
                 else:
-                    _save(data, out)
+                    save_whole(data, out)
                 size = out.tell() - offset
                 results.append(WriteResult(item.index, size, _StorageInfo(DATA, offset, size)))
             out.flush()
             os.fsync(out.fileno())
-        done: Future[list[WriteResult]] = Future()
+        done: TorchFuture[list[WriteResult]] = TorchFuture()
         done.set_result(results)
         return done
-
-
-class _Moulds:
-    """What `torch.save` puts before and behind the bytes of a tensor: the same for all of one dtype and shape.
-
-    Some 80,000 pieces of experts have six shapes; saving each by itself takes as long as writing its bytes. So that
-    nothing else depends on the bytes, the zip's checksums are left out, which no reader of torch looks at.
-    """
-
-    def __init__(self) -> None:
-        self._around: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
-
-    def pieces(self, tensor: Tensor) -> tuple[bytes, memoryview, bytes]:
-        """What `torch.save` writes of a contiguous tensor that has its storage for itself."""
-        data, kind = raw_bytes(tensor), (tensor.dtype, tensor.shape)
-        if kind not in self._around:
-            zeros, ones = (_saved(_filled(tensor, byte)) for byte in (0, 255))
-            begin = next(place for place, (one, other) in enumerate(zip(zeros, ones, strict=True)) if one != other)
-            end = begin + len(data)
-            assert zeros[:begin] + zeros[end:] == ones[:begin] + ones[end:]
-            self._around[kind] = zeros[:begin], zeros[end:]
-        before, behind = self._around[kind]
-        return before, data, behind
-
-
-def _filled(like: Tensor, byte: int) -> Tensor:
-    """A tensor all of whose bytes are the same."""
-    return torch.full((like.nbytes,), byte, dtype=torch.uint8).view(like.dtype).reshape(like.shape)
 
 
 class Folder:

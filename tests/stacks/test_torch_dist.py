@@ -18,7 +18,8 @@ from recipes.checkpoint import expected_tensors
 from recipes.megatron.dist_index import read_index
 from recipes.megatron.export import export
 from recipes.megatron.layout import entries, extra_states, folded, megatron_key
-from recipes.megatron.torch_dist import Folder, _Moulds, _saved, write_folder
+from recipes.megatron.moulds import Moulds, saved
+from recipes.megatron.torch_dist import Folder, write_folder
 from recipes.model.config import StudentConfig
 from recipes.recipe import InputArtifact
 from recipes.tensors import TensorReader, planned, raw_bytes
@@ -131,11 +132,11 @@ class _Harm:
 @pytest.mark.parametrize("shape", [(), (1,), (1, 3), (1, 128, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_pieces_are_what_torch_saves_without_checksums(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    moulds = _Moulds()
+    moulds = Moulds()
     for seed in range(2):
         value = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         written = b"".join(moulds.pieces(value))
-        assert written == _saved(value)
+        assert written == saved(value)
         assert torch.equal(torch.load(io.BytesIO(written), weights_only=True), value)
 
 

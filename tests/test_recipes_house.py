@@ -91,18 +91,22 @@ def test_rooms_import_only_what_lies_below(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
+def test_a_key_covers_all_that_makes_bytes(recipe: str) -> None:
+    """What is left out cannot change one: see the tests of what is held against the key."""
+    from recipes.config import params_module
     from recipes.run import CODE_ALWAYS, CODE_EXCLUDE
 
-    files = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
+    always = (*CODE_ALWAYS, params_module(recipe))
+    files = {file.path for file in closure(ROOT, recipe, always=always, exclude=CODE_EXCLUDE)}
     assert {"recipes/tensors.py", "recipes/runtime.py", f"recipes/{recipe.rpartition('.')[2]}.py"} <= files
-    movers = [f"recipes/{name}.py" for name in ("run", "execute", "launch", "outputs", "recompute", "job", "config")]
-    assert not [f for f in files if f in movers or f.startswith(("vpstore/", "recipes/params/"))]
+    assert {f"recipes/{name}.py" for name in ("execute", "launch", "outputs", "job", "params/base")} <= files
+    outside = [f"recipes/{name}.py" for name in ("run", "loading", "config", "recompute", "preflight", "gpus")]
+    assert not [f for f in files if f in outside or f.startswith("vpstore/")]
 
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))
 def test_params_hold_values_and_compute_nothing(name: str) -> None:
-    """Their source is in no key, so whatever they computed would decide bytes unseen."""
+    """A build key has their values, and a recipe must see these and no others."""
     for node in ast.walk(ast.parse(MODULES[name].read_bytes())):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
             decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]

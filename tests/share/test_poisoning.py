@@ -132,11 +132,11 @@ def test_a_key_file_that_names_another_valid_artifact(pair: Pair) -> None:
 
 def test_a_pointer_on_the_remote_is_nobodys(pair: Pair) -> None:
     made = forged(pair)
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": made.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": made.digest}
     for name in ("refs/plant-bloom.json", "weights/tiny/refs/plant-bloom.json"):
         put(pair, name, json.dumps(pointer).encode())
     pair.b.run("pull")
-    assert json.loads(pair.b.pointer("plant-bloom").read_text())["artifact"] == artifact_of(pair.a, BLOOM)
+    assert pair.b.pointed("plant-bloom")["artifact"] == artifact_of(pair.a, BLOOM)
 
 
 @pytest.mark.parametrize("is_locked", [True, False])
@@ -145,7 +145,7 @@ def test_a_forged_pointer_in_the_checkout_fetches_nothing(pair: Pair, is_locked:
         unlock(pair)
     made = forged(pair)
     pair.b.run("pull", "seed")
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": made.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": made.digest}
     pair.b.pointer("plant-bloom").write_text(json.dumps(pointer))
     pair.b.run("resolve", BLOOM, code=12)
     assert "nobody who is believed" in pair.b.run("resolve", BLOOM, "--fetch", code=15).stderr
@@ -161,7 +161,7 @@ def test_a_forged_pointer_in_the_checkout_fetches_nothing(pair: Pair, is_locked:
 def test_a_pointer_to_another_stage_fetches_nothing(pair: Pair) -> None:
     sprout = genuine(pair, "plant@sprout")
     pair.b.run("pull", "seed")
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": sprout.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": sprout.digest}
     pair.b.pointer("plant-bloom").write_text(json.dumps(pointer))
     assert "another object or stage" in pair.b.run("resolve", BLOOM, "--fetch", code=14).stderr
     assert not store_of(pair.b).blobs.has(sprout.digest)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vpstore.errors import UsageError
-from vpstore.runner import ResolvedInput, Runner, load_runner
+from vpstore.runner import LoadedRunner, ResolvedInput, load_runner
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef, parse_ref
 from vpstore.signatures import load_signing_key
@@ -142,7 +142,7 @@ def export(
     return Exported(found.ref, found.artifact, target, files, size_bytes, to)
 
 
-def _offering(work: Workspace, to: str) -> Runner:
+def _offering(work: Workspace, to: str) -> LoadedRunner:
     runner = load_runner(work.checkout)
     offered = {PLAIN: "the artifact's own files", **runner.exporters()}
     if to not in offered:

@@ -20,6 +20,7 @@ from vpstore.schema.manifest import Manifest
 Standing = Literal["same", "absent", "bytes", "inputs", "record"]
 # Faults of these kinds say that something is not as agreed or as it is now; nothing contradicts itself.
 LOCK, STALE, MISSING = "lock", "stale", "missing"
+CLAIM = "claim"  # a manifest says of its code or of a parent's content what is not true
 
 
 @dataclass(frozen=True, order=True)

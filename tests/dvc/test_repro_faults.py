@@ -60,7 +60,7 @@ def test_a_crash_in_a_recipe_is_the_same(press: Press) -> None:
 def test_a_source_that_is_not_the_pinned_one_is_refused(press: Press) -> None:
     """Sources are no deps of DVC: the digest is held against the provenance when the recipe has to run."""
     (press.root / "assets" / "letters.txt").write_text("a quick brown cat\n")
-    press.edit("press/letters.py", "def make", "\ndef make")
+    press.edit("press/letters.py", "def make", "unused = 1\n\n\ndef make")
     before = press.pointers()
     done = press.run("dvc", "repro", code=None)
     assert "failed to run: vpstore build letters@main, exited with 20" in done.stderr

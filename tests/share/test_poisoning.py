@@ -130,6 +130,28 @@ def test_a_key_file_that_names_another_valid_artifact(pair: Pair) -> None:
     assert pair.b.json("resolve", BLOOM)["artifact"] == bloom.digest
 
 
+@pytest.mark.parametrize("lie", ["code", "content"])
+def test_what_claims_another_code_or_content_than_it_has_does_not_come_in(pair: Pair, lie: str) -> None:
+    """Even if the lock names it: whoever locked it was misled."""
+    bloom, seed = genuine(pair), genuine(pair, "seed@main")
+    if lie == "code":
+        evil = b"def make(*given):\n    return 'something else'\n"
+        put(pair, blob_name(Digest.of(evil)), evil)
+        files = tuple(row._replace(digest=Digest.of(evil)) for row in bloom.build.recipe_files)
+        made = replace(bloom, build=replace(bloom.build, recipe_files=files))
+    else:
+        inputs = tuple(row._replace(artifact=seed.digest) for row in bloom.build.inputs)
+        made = replace(bloom, build=replace(bloom.build, inputs=inputs))
+    assert made.build.key() == bloom.build.key()
+    put(pair, blob_name(made.digest), made.encoded)
+    lock = pair.b.root / "vpstore.lock"
+    lock.write_text(lock.read_text().replace(bloom.digest, made.digest))
+    failures = pair.b.json("pull", BLOOM, code=14)["failures"]
+    assert "contradicts what it names" in {row["what"] for row in failures}.pop()
+    assert not store_of(pair.b).blobs.has(made.digest)
+    assert not pair.b.pointer("plant-bloom").exists()
+
+
 def test_a_pointer_on_the_remote_is_nobodys(pair: Pair) -> None:
     made = forged(pair)
     pointer = pair.a.pointed("plant-bloom") | {"artifact": made.digest}

@@ -106,7 +106,7 @@ def test_a_damaged_lock_is_refused(built: Project) -> None:
 
 def test_a_store_of_another_format_is_refused(built: Project) -> None:
     (built.store / "format").chmod(0o644)
-    (built.store / "format").write_text("vpstore 2\n")
+    (built.store / "format").write_text("vpstore 3\n")
     for command in (["resolve", "plant"], ["ls"], ["build", "plant"], ["verify"]):
         built.run(*command, code=10)
 

@@ -96,10 +96,10 @@ def lock(
     """Accept what is built as what was agreed, in vpstore.lock; without refs, everything."""
     from vpstore.api import building as api
 
-    work = workspace(profile)
-    if check:
-        _print_lock_check(work, as_json=as_json)
+    if check:  # of code and params, which need no store: a fresh clone is checked before anything is built
+        _print_lock_check(trial_workspace(profile), as_json=as_json)
         return
+    work = workspace(profile)
     changes = api.lock(*refs, work=work, is_dry_run=dry_run, history=history)
     if as_json:
         print_json({"dry_run": dry_run, "changes": [change.to_json() for change in changes]})

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
-from vpstore.evidence.dossier import LOCK, Dossier, Standing
+from vpstore.evidence.dossier import LOCK, Dossier, Standing, Vouched
 from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import LockEntry, Profile
 from vpstore.schema.manifest import InputRecord, Manifest
@@ -89,6 +89,17 @@ def check_lock(dossier: Dossier, manifest: Manifest, agreed: Profile, refs: Refs
         if expected != said:
             what = "the lock contradicts itself" if found.standing != "same" else "the lock contradicts the artifact"
             dossier.fault("registry", f"lock, {part} ({what})", expected=expected, found=said)
+
+
+def vouched(dossier: Dossier, manifest: Manifest, agreed: Profile, store: Store) -> Vouched:
+    """Who vouches for this very artifact, history included; its statements were read before."""
+    entry = agreed.get(manifest.ref)
+    if entry is not None and entry.artifact == manifest.digest:
+        return "locked"
+    if dossier.signers:
+        return "signed"
+    again = store.attestations.reproductions(manifest.digest)
+    return "reproduced" if any(one.outcome.result == "PASSED" for one in again) else "claimed"
 
 
 def standing_fault(dossier: Dossier, manifest: Manifest, agreed: Profile, refs: Refs, store: Store) -> None:

@@ -176,7 +176,8 @@ def _be_worker(job: Job, path: Sequence[str], to_read: int, to_write: int) -> No
 def _forget(root: str) -> None:
     """Drop the modules of the checkout, so that they are imported again, from the tree."""
     for name, module in list(sys.modules.items()):
-        places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ())]
+        known = getattr(module, "__dict__", {})  # torch has modules that make up whatever attribute they are asked for
+        places = [known.get("__file__"), *(known.get("__path__") or ())]
         if name.partition(".")[0] in ("vpstore", "__main__"):  # this program runs itself
             continue
         if any(os.path.realpath(place).startswith(root + os.sep) for place in places if place):

@@ -38,6 +38,7 @@ from vpstore.runner import (
     TokenizerRecord,
 )
 from vpstore.schema.digest import Digest
+from vpstore.storage import atomic, passing
 from vpstore.storage.compiled import keep_compiled
 
 _INTERRUPTED = 130
@@ -210,8 +211,8 @@ def main() -> None:
     if os.getpid() != process:  # what a recipe forked answers nothing
         os._exit(0)
     unfinished = job.answer.with_suffix(".new")
-    unfinished.write_text(json.dumps(found, default=str), encoding="utf-8")
-    unfinished.replace(job.answer)
+    passing.write(unfinished, json.dumps(found, default=str).encode())
+    atomic.rename(unfinished, job.answer)
 
 
 def _performed(job: Job, progress: Any, needed: Callable[[Needs], None]) -> dict[str, Any]:

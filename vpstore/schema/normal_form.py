@@ -31,6 +31,7 @@ _BEGIN_FORMATTED: Final = frozenset({"FSTRING_START", "TSTRING_START"})  # from 
 _END_FORMATTED: Final = frozenset({"FSTRING_END", "TSTRING_END"})
 _SILENT: Final = frozenset({tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER})
 _MARGIN: Final = frozenset({tokenize.NL, tokenize.COMMENT})
+_BLOCKS: Final = ("body", "orelse", "finalbody", "handlers", "cases")
 _WITH_DOCSTRING: Final = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -132,9 +133,7 @@ def _comments(text: str, tokens: Sequence[_Token]) -> Iterator[_Cut]:
 def _docstrings(tree: ast.Module, text: str, starts: Sequence[int], tokens: Sequence[_Token]) -> Iterator[_Cut]:
     """All string statements that lead a body; without the first one the second would become the docstring."""
     at = {token.begin: number for number, token in enumerate(tokens) if token.kind not in _SILENT}
-    for node in ast.walk(tree):
-        if not isinstance(node, _WITH_DOCSTRING):
-            continue
+    for node in _with_docstring(tree):
         leading = []
         for statement in node.body:
             if not _is_string(statement):
@@ -146,6 +145,16 @@ def _docstrings(tree: ast.Module, text: str, starts: Sequence[int], tokens: Sequ
             end = _offset(text, starts, statement.end_lineno or 0, statement.end_col_offset or 0)
             is_last = is_all and statement is leading[-1]
             yield _Cut(begin, _end_of(tokens, at[begin], end), "pass" if is_last else "")
+
+
+def _with_docstring(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The nodes whose bodies may begin with a docstring: found by way of statements, as no expression holds one."""
+    waiting: list[ast.AST] = [tree]
+    for node in waiting:
+        if isinstance(node, _WITH_DOCSTRING):
+            yield node
+        for name in _BLOCKS:
+            waiting += getattr(node, name, ())
 
 
 def _is_string(statement: ast.stmt) -> bool:

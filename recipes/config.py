@@ -87,11 +87,16 @@ def merge(base: Mapping[str, Any], other: Mapping[str, Any], *, where: str, path
     return merged
 
 
+def params_module(recipe: str) -> str:
+    """The module of a recipe's Params class: recipes.x -> recipes.params.x."""
+    return f"recipes.params.{recipe.rpartition('.')[2]}"
+
+
 def params_model(recipe: str) -> type[ParamsBase]:
-    """The Params class of a recipe module: recipes.x -> recipes.params.x.Params."""
+    """The Params class of a recipe module."""
     name = recipe.rpartition(".")[2]
     try:
-        found: type[ParamsBase] = importlib.import_module(f"recipes.params.{name}").Params
+        found: type[ParamsBase] = importlib.import_module(params_module(recipe)).Params
     except (ModuleNotFoundError, AttributeError) as error:
         raise UsageError(
             "a recipe has no typed params",
@@ -141,19 +146,31 @@ def validated(model: type[ParamsBase], values: Mapping[str, Any], *, where: str)
     """
     try:
         # JSON mode: arrays become tuples and integers become floats where the field says so, and nothing else is bent.
-        return model.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        # A misspelt key makes two complaints, unknown and missing; the unknown one says what to mend.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"]) or "(the table itself)"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        return model.model_validate_json(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise _refused(error, where) from error
         raise UsageError(
-            "a configuration value is refused",
-            where=f"{where} {key}",
-            expected=first["msg"] + more,
-            found=repr(first.get("input"))[:120],
-            next_step="mend the TOML; recipes/params/ lists every key with its type",
+            "a configuration value has no place in a build key",
+            where=where,
+            expected="finite numbers, text, true, false, arrays and tables",
+            found=str(error),
+            next_step="write a date as text, and leave out inf and nan",
         ) from error
+
+
+def _refused(error: ValidationError, where: str) -> UsageError:
+    # A misspelt key makes two complaints, unknown and missing; the unknown one says what to mend.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"]) or "(the table itself)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return UsageError(
+        "a configuration value is refused",
+        where=f"{where} {key}",
+        expected=first["msg"] + more,
+        found=repr(first.get("input"))[:120],
+        next_step="mend the TOML; recipes/params/ lists every key with its type",
+    )
 
 
 def unknown_tables(profile: Mapping[str, Any], known: Mapping[str, set[str]]) -> list[str]:

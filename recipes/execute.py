@@ -1,7 +1,7 @@
 """Carries a recipe out: intermediates, tensors, files, gates; resumable, in any order, in any number of processes.
 
-Place in the path: recipe -> tensors -> **here** -> publish. It moves bytes but decides none, so it is not part of a
-code closure: the digests come out the same whatever the order, the number of processes and the interruptions.
+Place in the path: recipe -> tensors -> **here** -> publish. All bytes go through it, so it is in each code closure; the
+digests come out the same whatever the order, the number of processes and the interruptions.
 
 What is in the scratch folder, all of it safe to find again after a kill:
     intermediates/NN-<name>.safetensors    whole or absent

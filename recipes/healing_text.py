@@ -275,7 +275,7 @@ def _manifest(context: Context, files: Mapping[str, Path]) -> dict[str, Any]:
         "tokenizer": {
             "encoding": O200K_HARMONY.name,
             "sha256": O200K_HARMONY.ranks_sha256,
-            "artifact": context.inputs["tokenizer"].digest,
+            "content": context.inputs["tokenizer"].digest,
         },
         "padded_vocab": O200K_HARMONY.n_vocab,
         "end_of_document": EOD,

@@ -1,9 +1,9 @@
 """One build as plain values, and the recipe's module as what the contract says it is.
 
-Place in the path: config, recipe -> **job** -> execute, recompute. It decides no bytes and is in no code closure.
+Place in the path: config, recipe -> **job** -> execute, recompute. In every code closure, as all that carries out is.
 
 Invariants: numerics are fixed before the module is imported, as importing it imports torch; a module that is no recipe
-is refused before anything is computed.
+is refused before anything is computed; a recipe sees the very params that the build key has.
 
 Example:
     >>> Job("recipes.expand_depth", params, threads, inputs, sources, scratch).recipe().plan(context)
@@ -11,14 +11,15 @@ Example:
 
 from __future__ import annotations
 
-import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipes import config, runtime
+from recipes import runtime
+from recipes.loading import recipe_module, typed_params
 from recipes.recipe import Context, InputArtifact, PlanRecipe, Progress, RunRecipe
 from vpstore.errors import RecipeRefused
 
@@ -39,9 +40,12 @@ class Job:
     ranks: int = 1  # processes that share the rows of a training
 
     def context(self, progress: Progress) -> Context:
-        """What the recipe sees."""
-        model = config.params_model(self.entry)
-        params = config.validated(model, self.params, where=self.entry)
+        """What the recipe sees.
+
+        Raises:  UsageError: params that its class refuses; RecipeRefused: params that its class changed.
+        """
+        params = typed_params(self.entry, self.params)
+        _refuse_other_params(self.entry, self.params, params.model_dump(mode="json"))
         return Context(params, self.inputs, self.sources, self.scratch, progress, self.intermediates)
 
     def recipe(self) -> PlanRecipe | RunRecipe:
@@ -50,7 +54,10 @@ class Job:
         Raises:  RecipeRefused: it is no recipe.
         """
         runtime.fix_numerics(self.threads)
-        return parsed_recipe(importlib.import_module(self.entry))
+        module = recipe_module(self.entry)
+        if module.__name__ != self.entry:
+            raise _no_recipe(module, f"what was loaded for {self.entry}")
+        return parsed_recipe(module)
 
 
 def parsed_recipe(module: ModuleType) -> PlanRecipe | RunRecipe:
@@ -70,6 +77,19 @@ def parsed_recipe(module: ModuleType) -> PlanRecipe | RunRecipe:
     if "plan" in found and "run" not in found:
         return PlanRecipe(**found)
     raise _no_recipe(module, ", ".join(found) or "none of them")
+
+
+def _refuse_other_params(entry: str, given: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+    """What reads and checks params is in no key; so what comes of it must be what the key has."""
+    for name, value in given.items():
+        if json.dumps(value, sort_keys=True) != json.dumps(seen.get(name), sort_keys=True):
+            raise RecipeRefused(
+                "a recipe's params are not those of its build key",
+                where=f"{entry}: {name}",
+                expected=repr(value)[:200],
+                found=repr(seen.get(name))[:200],
+                next_step="let a Params class check values and change none",
+            )
 
 
 def _no_recipe(module: ModuleType, found: str) -> RecipeRefused:

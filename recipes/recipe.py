@@ -34,10 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputArtifact:
-    """One verified parent: a directory of files whose digests were just checked."""
+    """One verified parent: a directory of files whose digests were just checked.
+
+    A recipe knows of it what its build key covers: for an input that objects.toml declares `by = "artifact"` the
+    artifact's name and digest, for any other its role and the digest of its content.
+    """
 
     role: str
-    ref: str  # object@stage, for messages
+    ref: str  # for messages: object@stage of an input by artifact, else the role
     digest: str
     path: Path
 

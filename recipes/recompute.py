@@ -1,7 +1,7 @@
 """Computes some of a plan's tensors again, on their own: a spot check of a large artifact is a matter of seconds.
 
-Place in the path: beside execute, for `vpstore reproduce --sample` and `--tensor`. It moves bytes but decides none, so
-it is not part of a code closure.
+Place in the path: beside execute, for `vpstore reproduce --sample` and `--tensor`. No build
+calls it, so it is not part of a code closure.
 
 Invariants: the shards have the size and the header of the whole plan; only the tensors that were asked for are written,
 the rest are holes; no gate is held, as a gate needs all tensors.

@@ -28,9 +28,18 @@ from vpstore.checkout import Checkout
 from vpstore.code import closure
 from vpstore.errors import UsageError
 from vpstore.lineage import walk
-from vpstore.runner import Finding, Needs, Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
+from vpstore.runner import (
+    Finding,
+    Needs,
+    Prepared,
+    PreparedSource,
+    ResolvedInput,
+    Selection,
+    Staged,
+    StagedFile,
+    TokenizerRecord,
+)
 from vpstore.schema.digest import Digest
-from vpstore.schema.manifest import TokenizerRecord
 from vpstore.schema.ref import StageRef
 from vpstore.storage.store import Store
 
@@ -38,20 +47,17 @@ if TYPE_CHECKING:
     from recipes.huggingface.history import Ancestor
 
 # Always in a code closure: they decide bytes of every artifact although no recipe needs to import them.
-CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime")
-# Never in one: they move bytes, or hold values that stand in the key themselves.
+CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime", "recipes.execute")
+# Never in one: what comes of them stands in the key (`recipes.job` holds the params against it), or they make no
+# artifact. This module hands over what `recipes.execute` made.
 CODE_EXCLUDE = (
     *(
         "recipes.run",
-        "recipes.execute",
-        "recipes.launch",
-        "recipes.recompute",
-        "recipes.job",
+        "recipes.loading",
         "recipes.config",
-        "recipes.outputs",
+        "recipes.recompute",
         "recipes.preflight",
         "recipes.gpus",
-        "recipes.params",
     ),
     "vpstore",
 )
@@ -77,7 +83,7 @@ def prepare(checkout: Checkout, object: str, stage: str) -> Prepared:
     return Prepared(
         recipe_entry=declared.recipe,
         params={"runtime": {"threads": how.threads}, **params.model_dump(mode="json")},
-        code_always=CODE_ALWAYS,
+        code_always=(*CODE_ALWAYS, config.params_module(declared.recipe)),
         code_exclude=CODE_EXCLUDE,
         sources=tuple(s for role, path in declared.sources.items() for s in _sources(checkout.root, role, path)),
         tokenizer=_tokenizer(objects.tokenizers, declared.tokenizer),

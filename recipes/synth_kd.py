@@ -234,7 +234,7 @@ def _manifest(context: Context) -> dict[str, Any]:
         },
         "config": {"sha256": digest_of(values), "params": values},
         "renderer": params.renderer.model_dump(),
-        "tokenizer": {**_vocabulary(), "artifact": context.inputs["tokenizer"].digest},
+        "tokenizer": {**_vocabulary(), "content": context.inputs["tokenizer"].digest},
         "padded_vocab": O200K_HARMONY.n_vocab,
         "end_of_document": EOD,
         "split": {

@@ -38,16 +38,17 @@ RANKS = {
     "vpstore.needs": 6,
     "vpstore.pipeline": 6,
     "vpstore.lineage": 6,
+    "vpstore.claims": 5,
     "vpstore.collecting": 6,
     "vpstore.sharing": 6,
     "vpstore.evidence": 6,
     "vpstore.stale": 7,
     "vpstore.verbs": 8,
-    "vpstore.building": 9,
     "vpstore.rebuilding": 9,
-    "vpstore.api": 10,
-    "vpstore.cli": 11,
-    "vpstore.__main__": 12,
+    "vpstore.building": 10,
+    "vpstore.api": 11,
+    "vpstore.cli": 12,
+    "vpstore.__main__": 13,
 }
 # Rooms whose modules do not import one another: each stands alone.
 LONE = {"vpstore.verbs"}
@@ -290,9 +291,9 @@ BENEATH, STORE, NAMED, OWN = "through storage.beneath", "the store", "where a pe
 WRITERS = {
     "vpstore.api.building": BENEATH,
     "vpstore.bytecode": BENEATH,
-    "vpstore.rebuilding.ingredients": STORE,  # its work folder, or the one that `--keep` names
     "vpstore.rebuilding.running": STORE,
     "vpstore.rebuilding.scratch": NAMED,
+    "vpstore.rebuilding.worker": STORE,
     "vpstore.sharing.registry": STORE,
     "vpstore.sharing.trust": STORE,
     "vpstore.storage.attestations": STORE,
@@ -302,6 +303,7 @@ WRITERS = {
     "vpstore.storage.memory": OWN,
     "vpstore.storage.modes": STORE,
     "vpstore.storage.partial": STORE,
+    "vpstore.storage.passing": STORE,
     "vpstore.storage.pointers": BENEATH,
     "vpstore.storage.remotes.directory": NAMED,
     "vpstore.storage.roots": STORE,

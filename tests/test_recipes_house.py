@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -74,12 +73,8 @@ def nodes(path: Path) -> tuple[ast.AST, ...]:
 
 @cache
 def imported(path: Path) -> set[str]:
-    return imported_by(nodes(path))
-
-
-def imported_by(those: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in those:
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -113,40 +108,22 @@ def test_rooms_import_only_what_lies_below(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_a_key_covers_neither_the_movers_nor_the_params(recipe: str) -> None:
+def test_a_key_covers_all_that_makes_bytes(recipe: str) -> None:
+    """What is left out cannot change one: see the tests of what is held against the key."""
+    from recipes.config import params_module
     from recipes.run import CODE_ALWAYS, CODE_EXCLUDE
 
-    files = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
+    always = (*CODE_ALWAYS, params_module(recipe))
+    files = {file.path for file in closure(ROOT, recipe, always=always, exclude=CODE_EXCLUDE)}
     assert {"recipes/tensors.py", "recipes/runtime.py", f"recipes/{recipe.rpartition('.')[2]}.py"} <= files
-    movers = [f"recipes/{name}.py" for name in ("run", "execute", "launch", "outputs", "recompute", "job", "config")]
-    assert not [f for f in files if f in movers or f.startswith(("vpstore/", "recipes/params/"))]
-
-
-def loaded_with(name: str) -> set[str]:
-    """Modules of recipes/ that importing one brings along: what stands outside of functions, and so on from there."""
-    found, left = set(), [name]
-    while left:
-        name = left.pop()
-        found.add(name)
-        top = ast.iter_child_nodes(ast.parse(MODULES[name].read_bytes()))
-        left += (imported_by(top) & MODULES.keys()) - found
-    return found
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_the_joint_loads_beside_a_recorded_recipe(recipe: str) -> None:
-    """`reproduce` lays out the recorded closure and today's movers, and nothing else of recipes/."""
-    from recipes.run import CODE_ALWAYS, CODE_EXCLUDE
-
-    recorded = {file.path for file in closure(ROOT, recipe, always=CODE_ALWAYS, exclude=CODE_EXCLUDE)}
-    needed = {n for n in loaded_with("recipes.run") if not any(n == e or n.startswith(f"{e}.") for e in CODE_EXCLUDE)}
-    missing = {n for n in needed - {"recipes"} if str(MODULES[n].relative_to(ROOT)) not in recorded}
-    assert not missing
+    assert {f"recipes/{name}.py" for name in ("execute", "launch", "outputs", "job", "params/base")} <= files
+    outside = [f"recipes/{name}.py" for name in ("run", "loading", "config", "recompute", "preflight", "gpus")]
+    assert not [f for f in files if f in outside or f.startswith("vpstore/")]
 
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("recipes.params.")))
 def test_params_hold_values_and_compute_nothing(name: str) -> None:
-    """Their source is in no key, so whatever they computed would decide bytes unseen."""
+    """A build key has their values, and a recipe must see these and no others."""
     for node in nodes(MODULES[name]):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
             decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]

@@ -13,32 +13,34 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from vpstore.errors import Interrupted, NoSuchRef, VpstoreError
 from vpstore.holdings import pointer_name, view_name
 from vpstore.needs import say
 from vpstore.preparation import Preparation, prepare
-from vpstore.runner import Prepared, ResolvedInput
+from vpstore.rebuilding.ingredients import Task, lay_out_build
+from vpstore.rebuilding.running import run
+from vpstore.rebuilding.scratch import scratch_folder
+from vpstore.runner import Prepared
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic, modes
 from vpstore.storage.locks import Locks
 from vpstore.storage.outside import check_sha256
-from vpstore.storage.pointers import Pointer
+from vpstore.storage.pointers import LOCK, Pointer
 from vpstore.surroundings import Stopwatch
 from vpstore.verbs.cache import build_statement, find_build
 from vpstore.verbs.compare import Comparison, compare_with_lock
 from vpstore.verbs.materialize import materialize, view_path
 from vpstore.verbs.publish import Publication, publish
 from vpstore.verbs.reports import restore_reports
-from vpstore.verbs.resolve import verified_manifest
 from vpstore.workspace import Workspace
 
-LOCK: Final = ".refs"  # held by the one who writes reports and the pointer of a stage of this profile
 Relocation = Callable[[Prepared], Prepared]  # says where the sources lie instead
 
 
@@ -78,7 +80,7 @@ class Planned:
     """What `build` would do with one stage."""
 
     ref: StageRef
-    key: Digest | None  # None: it covers the artifacts of inputs that are not built yet
+    key: Digest | None  # None: it covers the content of inputs that are not built yet
     is_cached: bool
     waits_for: tuple[StageRef, ...] = ()  # inputs that are not built
 
@@ -94,12 +96,15 @@ class _Job:
 
     preparation: Preparation
     record: BuildRecord
-    parents: Mapping[str, Digest]
     environment: Mapping[str, str]
 
     @property
     def ref(self) -> StageRef:
         return self.preparation.ref
+
+    @property
+    def task(self) -> Task:
+        return Task(self.ref, self.record, self.preparation.prepared.verbatim)
 
 
 def build(work: Workspace, ref: StageRef, *, force: bool = False, relocate: Relocation | None = None) -> Built:
@@ -149,9 +154,8 @@ def planned(work: Workspace, ref: StageRef, *, relocate: Relocation | None = Non
 
 def _job(work: Workspace, ref: StageRef, relocate: Relocation | None) -> _Job:
     preparation = _preparation(work, ref, relocate)
-    parents = {role: _parent(work, ref, parent) for role, parent in _declared(work, ref).items()}
-    record = preparation.record(InputRecord(role, artifact) for role, artifact in parents.items())
-    return _Job(preparation, record, parents, work.runner.environment(preparation.prepared))
+    inputs = [_parent(work, preparation, role, parent) for role, parent in _declared(work, ref).items()]
+    return _Job(preparation, preparation.record(inputs), work.runner.environment(preparation.prepared))
 
 
 def _preparation(work: Workspace, ref: StageRef, relocate: Relocation | None) -> Preparation:
@@ -163,8 +167,9 @@ def _declared(work: Workspace, ref: StageRef) -> Mapping[str, StageRef]:
     return work.checkout.objects.stage(ref).inputs
 
 
-def _parent(work: Workspace, ref: StageRef, parent: StageRef) -> Digest:
-    """Which artifact an input is now. Pointers only: they are what DVC sees as the dependency."""
+def _parent(work: Workspace, preparation: Preparation, role: str, parent: StageRef) -> InputRecord:
+    """What an input is now. Pointers only: they are what DVC sees as the dependency."""
+    ref = preparation.ref
     pointer = work.checkout.pointers.read(parent)
     if pointer is None:
         raise NoSuchRef(
@@ -173,7 +178,10 @@ def _parent(work: Workspace, ref: StageRef, parent: StageRef) -> Digest:
             expected=f"a pointer {work.checkout.relative(work.checkout.pointers.path(parent))}",
             next_step=f"vpstore build {parent}, or dvc repro, which builds what is missing in order",
         )
-    return pointer.artifact
+    content = pointer.content
+    if content is None:  # a pointer of format 1
+        content = work.store.manifest(pointer.artifact, what=f"{ref}, input {role}").content
+    return preparation.input(role, pointer.artifact, content)
 
 
 def _make(work: Workspace, job: _Job) -> Built:
@@ -183,13 +191,13 @@ def _make(work: Workspace, job: _Job) -> Built:
     watch = Stopwatch()
     work.narrator.note(f"{job.ref}: {prepared.recipe_entry}, key {job.record.key().short}")
     try:
-        with work.store.roots.running(artifacts=[*job.parents.values()]):
+        with scratch_folder(work, "build", job.task) as place:
             _check_sources(work, job)
-            inputs = {role: _input(work, job, role) for role in sorted(job.parents)}
-            if (needs := work.runner.needs(prepared, inputs, scratch)) is not None:
-                say(work, job.ref, needs, scratch)
-            staged = work.runner.produce(prepared, inputs, scratch, work.narrator.progress)
-            publication = Publication(job.ref, job.record, staged, scratch, prepared.verbatim)
+            recipe = lay_out_build(work, job.task, job.preparation, place, scratch=scratch)
+            result = run(recipe, work.narrator, needs=lambda needs: say(work, job.ref, needs, scratch))
+            publication = Publication(
+                job.ref, job.record, result.staged, scratch, prepared.verbatim, job.preparation.recipe
+            )
             with work.changing():
                 manifest = publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
                 return _finish(work, manifest, is_cached=False)
@@ -223,18 +231,6 @@ def _check_sources(work: Workspace, job: _Job) -> None:
         check_sha256(source.path, source.sha256, size_bytes=source.size_bytes, stamps=work.store.blobs.stamps)
 
 
-def _input(work: Workspace, job: _Job, role: str) -> ResolvedInput:
-    """Verify one parent in full and show it as a directory."""
-    parent, artifact = _declared(work, job.ref)[role], job.parents[role]
-    try:
-        manifest = verified_manifest(work, parent, artifact, is_input=True)
-    except VpstoreError as error:
-        error.where = f"{job.ref}, input {role}: {error.where}"
-        error.advise(f"vpstore build {parent} makes it again, then vpstore build {job.ref}")
-        raise
-    return ResolvedInput(role, str(parent), artifact, materialize(work, manifest))
-
-
 def _point(work: Workspace, manifest: Manifest) -> None:
     """Reports, then the pointer: the two of one artifact, also while another build of the stage ends."""
     views = work.checkout.views
@@ -244,12 +240,17 @@ def _point(work: Workspace, manifest: Manifest) -> None:
         Locks(place).exclusive(LOCK),
     ):
         restore_reports(work, manifest)
-        work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
+        work.checkout.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key(), manifest.content))
 
 
 def _mind_reproduction(work: Workspace, manifest: Manifest) -> None:
+    """One key, two contents: another history of equal content is none of that."""
     key = manifest.build.key()
-    others = [artifact.short for artifact in work.store.keys.artifacts(key) if artifact != manifest.digest]
+    others = []
+    for artifact in work.store.keys.artifacts(key):
+        with suppress(VpstoreError):
+            if work.store.manifest(artifact).content != manifest.content:
+                others.append(artifact.short)
     if others:
         work.narrator.warn(
             f"{manifest.ref}: build key {key.short} has also given {', '.join(others)}: "

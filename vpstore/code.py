@@ -2,8 +2,9 @@
 
 Place in the path: before the build key. Modules are read as text and parsed, never imported, so the key of a build is
 known in milliseconds and without its packages.
-Invariants: imports inside functions and under TYPE_CHECKING count; package `__init__` files count, as importing runs
-them; what cannot be seen (importlib, exec, star imports of the repository's packages) is refused.
+Invariants: of each file the key covers the normal form alone; imports inside functions and under TYPE_CHECKING count;
+package `__init__` files count, as importing runs them; what cannot be seen (importlib, exec, star imports of the
+repository's packages) is refused.
 
 Example:
     closure(root, "recipes.convert_dense", always=("recipes.runtime",), exclude=("recipes.run", "vpstore"))
@@ -20,6 +21,7 @@ from typing import Final
 from vpstore.errors import RecipeRefused
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import RecipeFile
+from vpstore.schema.normal_form import normal_form
 
 _DYNAMIC_NAMES: Final = frozenset({"__import__", "eval", "exec"})
 _DYNAMIC_ATTRIBUTES: Final = frozenset({"__import__", "import_module", "exec_module", "load_module", "run_path"})
@@ -30,15 +32,26 @@ _HARMLESS: Final = frozenset({"importlib.metadata"})  # reads versions, loads no
 def closure(
     root: Path, entry: str, *, always: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[RecipeFile, ...]:
-    """The files that make a recipe's bytes.
+    """The files that make a recipe's bytes, by path; `read_closure` has what stands in them, too.
+
+    Raises:  RecipeRefused: as `read_closure`.
+    """
+    return tuple(read_closure(root, entry, always=always, exclude=exclude))
+
+
+def read_closure(
+    root: Path, entry: str, *, always: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> dict[RecipeFile, bytes]:
+    """The files that make a recipe's bytes, each read once.
 
     Args:    root: of the repository; entry: the recipe's module; always: modules that belong to every closure;
              exclude: modules that are left out with everything below them, and not followed.
-    Returns: (path, digest) pairs, sorted by path; paths are relative to root, with forward slashes.
-    Raises:  RecipeRefused: the entry is no module of the repository, a file that is not Python, a dynamic import.
+    Returns: each file with its bytes, sorted by path; paths are relative to root, with forward slashes.
+    Raises:  RecipeRefused: the entry is no module of the repository, a file that is not Python or not plain UTF-8, a
+             dynamic import.
     """
     waiting, seen = [entry, *always], set[str]()
-    found: dict[str, Digest] = {}
+    found: dict[str, bytes] = {}
     for name in waiting:
         if _locate(root, name) is None:
             raise RecipeRefused("no such module in the repository", where=name, expected=f"a file under {root}")
@@ -53,13 +66,51 @@ def closure(
             continue
         data = path.read_bytes()
         where = path.relative_to(root).as_posix()
-        found[where] = Digest.of(data)
+        found[where] = data
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         for level, name, line in _imports_of(data, where):
             waiting.append(_absolute(level, name, package, f"{where}:{line}"))
     for module in seen:
         _refuse_hidden_names(root, module)
-    return tuple(RecipeFile(path, found[path]) for path in sorted(found))
+    return {_described(path, found[path]): found[path] for path in sorted(found)}
+
+
+def _described(path: str, data: bytes) -> RecipeFile:
+    return RecipeFile(path, Digest.of(data), Digest.of(normal_form(data, where=path).data))
+
+
+def imported_files(root: Path, modules: Sequence[str], *, outside: Sequence[str] = ()) -> tuple[Path, ...]:
+    """The files of some modules and of all that they import of the repository, for whoever runs them.
+
+    What carries recipes out may import as it likes: nothing is refused, and what cannot be seen is not among them.
+
+    Args:    outside: packages that are not followed.
+    """
+    waiting, seen, found = list(modules), set[str](), dict[Path, None]()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or _is_excluded(module, outside):
+            continue
+        seen.add(module)
+        waiting.extend(_packages(module))
+        path = _locate(root, module)
+        if path is None or path.is_dir():
+            continue
+        found[path] = None
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(_parsed(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            waiting.extend(names)
+            if isinstance(node, ast.ImportFrom) and node.level <= len(package.split(".")):
+                waiting.extend(_absolute(node.level, name, package, path.name) for name in _names_of(node))
+    return tuple(found)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # whoever imports it says so
+        return ast.Module([], [])
 
 
 def _is_excluded(module: str, exclude: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import Lockfile
 from vpstore.schema.manifest import MANIFEST_FILE
 from vpstore.schema.ref import StageRef
-from vpstore.storage.pointers import Pointer
+from vpstore.storage.pointers import read_pointer
 
 IDENTITY_FILE: Final = ".checkout-id"  # in the folder of weights, of all profiles
 _VIEW: Final = re.compile(r"[^.].*@.*-([0-9a-f]{12})(?:\.changed-.*)?")
@@ -129,7 +129,7 @@ def _read_pointers(profile: Path, found: Holdings) -> None:
     for name in names:
         path = profile / "refs" / name
         try:
-            pointer = Pointer.decode(path.read_bytes(), where=str(path))
+            pointer = read_pointer(path)
         except (VpstoreError, OSError) as error:
             found.troubles[str(path)] = _reason(error)
             found.pointers.add(str(path))

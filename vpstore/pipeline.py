@@ -18,7 +18,7 @@ from typing import Any
 
 from vpstore.checkout import Checkout
 from vpstore.code import closure
-from vpstore.runner import Runner, load_runner
+from vpstore.runner import LoadedRunner, load_runner
 from vpstore.schema.ref import StageRef
 
 HEADER = """\
@@ -73,6 +73,7 @@ def _stage(checkouts: Sequence[Checkout], refs: Sequence[StageRef]) -> dict[str,
             deps |= _deps(checkout, runner, ref)
             for path, keys in runner.param_keys(checkout, ref.object, ref.stage).items():
                 params.setdefault(path, set()).update(keys)
+                deps.add(path)  # DVC compares params as Python does, for which 4.0 is 4
     for ref in refs:
         params[first.config.objects].add(f"objects.{ref.object}.stages.{ref.stage}")
     outs: list[Any] = []
@@ -87,7 +88,7 @@ def _stage(checkouts: Sequence[Checkout], refs: Sequence[StageRef]) -> dict[str,
     }
 
 
-def _deps(checkout: Checkout, runner: Runner, ref: StageRef) -> set[str]:
+def _deps(checkout: Checkout, runner: LoadedRunner, ref: StageRef) -> set[str]:
     prepared = runner.prepare(checkout, ref.object, ref.stage)
     declared = checkout.objects.stage(ref)
     files = closure(checkout.root, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude)

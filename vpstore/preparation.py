@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import vpstore
 from vpstore.schema.digest import Digest, parse_sha256
-from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, RecipeFile, SourceRecord
+from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, Pin, RecipeFile, SourceRecord, Variable
+from vpstore.schema.record import TOKENIZER, tokenizer_attributes
 from vpstore.schema.ref import StageRef
+from vpstore.schema.typed import is_other, plain
 from vpstore.storage.memory import Memory
 from vpstore.storage.observing import Observation, begun_ns
 from vpstore.workspace import Workspace
 
 if TYPE_CHECKING:
-    from vpstore.runner import Prepared
+    from vpstore.runner import Prepared, TokenizerRecord
 
 # Variables that change from one command to the next and that no runner goes by.
 _CHANGING: Final = frozenset({"_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES"})
@@ -38,23 +40,34 @@ class Preparation:
 
     ref: StageRef
     prepared: Prepared
-    recipe_files: tuple[RecipeFile, ...]
+    recipe: Mapping[RecipeFile, bytes]  # the closure's files, each with what stood in it when it was read
+    by_artifact: frozenset[str] = frozenset()  # roles of inputs
+
+    def input(self, role: str, artifact: Digest, content: Digest) -> InputRecord:
+        """A parent as this stage takes it."""
+        return InputRecord(role, artifact, content, "artifact" if role in self.by_artifact else "content")
 
     def record(self, inputs: Iterable[InputRecord]) -> BuildRecord:
         """The build record with these parents.
 
-        Raises:  BadManifest: params without a canonical form, a malformed SHA-256, a role that appears twice.
+        Raises:  UsageError: params that no key can have, by name; BadManifest: a malformed SHA-256, a role that appears
+                 twice.
         """
+        prepared, where = self.prepared, f"params of {self.ref}"
+        tokenizer = () if prepared.tokenizer is None else (_pin_of(prepared.tokenizer),)
         return BuildRecord(
             entry=self.prepared.recipe_entry,
-            recipe_files=self.recipe_files,
-            params=dict(self.prepared.params),
+            recipe_files=tuple(self.recipe),
+            params=plain(prepared.params, where=where),
             inputs=tuple(inputs),
             sources=tuple(
                 SourceRecord(source.role, parse_sha256(source.sha256, where=source.role), source.size_bytes)
                 for source in self.prepared.sources
             ),
-            tokenizer=self.prepared.tokenizer,
+            pins=tuple(
+                pin._replace(attributes=plain(pin.attributes, where=where)) for pin in (*prepared.pins, *tokenizer)
+            ),
+            variables=tuple(Variable(name, str(value)) for name, value in prepared.variables.items()),
         )
 
     def with_prepared(self, prepared: Prepared) -> Preparation:
@@ -67,13 +80,17 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
 
     Raises:  UsageError, RecipeRefused.
     """
-    from vpstore.code import closure
+    from vpstore.code import read_closure
 
     prepared = work.runner.prepare(work.checkout, ref.object, ref.stage)
-    files = closure(
+    recipe = read_closure(
         work.checkout.root, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude
     )
-    return Preparation(ref, prepared, files)
+    return Preparation(ref, prepared, recipe, work.checkout.objects.stage(ref).by_artifact)
+
+
+def _pin_of(tokenizer: TokenizerRecord) -> Pin:
+    return Pin(TOKENIZER, tokenizer.digest, tokenizer_attributes(tokenizer.family, tokenizer.padded_vocab))
 
 
 class Outline(NamedTuple):
@@ -83,9 +100,10 @@ class Outline(NamedTuple):
     code: str  # digest
     params_digest: str
     params: dict[str, Any]
-    files: dict[str, str]  # recipe file -> digest
+    files: dict[str, str]  # recipe file -> what the key covers of it
     sources: list[list[Any]]
-    tokenizer: list[Any] | None
+    pins: list[list[Any]]
+    variables: list[list[str]]
 
     @classmethod
     def of(cls, record: BuildRecord) -> Outline:
@@ -95,9 +113,10 @@ class Outline(NamedTuple):
             code=record.code_digest(),
             params_digest=record.params_digest(),
             params=record.params,
-            files=dict(record.recipe_files),
+            files={row.path: row.code or row.digest for row in record.recipe_files},
             sources=[list(row) for row in record.sources],
-            tokenizer=None if record.tokenizer is None else list(record.tokenizer),
+            pins=[list(row) for row in record.pins],
+            variables=[list(row) for row in record.variables],
         )
 
 
@@ -114,11 +133,16 @@ def staleness(work: Workspace, manifest: Manifest, *, remembered: bool = False) 
         reasons.append("code: " + _differing_files(then, now))
     if now.params_digest != then.params_digest:
         names = now.params.keys() | then.params.keys()
-        reasons.append("params: " + ", ".join(sorted(n for n in names if now.params.get(n) != then.params.get(n))))
+        reasons.append(
+            "params: " + ", ".join(sorted(n for n in names if is_other(now.params.get(n), then.params.get(n))))
+        )
     if now.sources != then.sources:
         reasons.append("sources")
-    if now.tokenizer != then.tokenizer:
-        reasons.append("tokenizer")
+    for name in sorted({row[0] for row in (*now.pins, *then.pins)}):
+        if [row for row in now.pins if row[0] == name] != [row for row in then.pins if row[0] == name]:
+            reasons.append(name)
+    if now.variables != then.variables:
+        reasons.append("environment variables")
     reasons.extend(f"input {role}" for role in _moved_inputs(work, manifest))
     return tuple(reasons)
 
@@ -159,12 +183,14 @@ def _differing_files(then: Outline, now: Outline) -> str:
 
 
 def _moved_inputs(work: Workspace, manifest: Manifest) -> list[str]:
-    """Roles whose parent the checkout's pointers now give another artifact."""
-    built: dict[str, Digest] = {row.role: row.artifact for row in manifest.build.inputs}
+    """Roles whose parent the checkout's pointers now give another content, or artifact where that decides."""
+    built = {row.role: row for row in manifest.build.inputs}
     declared = work.checkout.objects.stage(manifest.ref).inputs
     moved = sorted(declared.keys() ^ built.keys())
     for role in sorted(declared.keys() & built.keys()):
         pointer = work.checkout.pointers.read(declared[role])
-        if pointer is not None and pointer.artifact != built[role]:
+        if pointer is None or pointer.artifact == built[role].artifact:
+            continue
+        if built[role].by == "artifact" or pointer.content is None or pointer.content != built[role].content:
             moved.append(role)
     return moved

@@ -3,9 +3,9 @@
 Place in the path: `objects.toml` names the runner; build asks it what goes into a stage, under which environment it
 would run, and to run it. vpstore imports no recipe: it loads the runner by name, with the checkout's root first on the
 path.
-Invariants: `prepare` and `environment` are fast and load no tensor library; `produce` writes only into its scratch
-folder; whatever the module does, the runner that `load_runner` gives raises errors of ours (or Ctrl-C, or what the disk
-refuses).
+Invariants: `prepare` and `environment` are fast and load no tensor library; `produce`, `needs` and `recompute` run in a
+process of their own, from a tree with the normal form of the recipe, and write only into their scratch folder; whatever
+the module does, the runner that `load_runner` gives raises errors of ours (or Ctrl-C, or what the disk refuses).
 
 Example:
     runner = load_runner(checkout); prepared = runner.prepare(checkout, "vpMoE", "smoke")
@@ -19,20 +19,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from vpstore.bytecode import drop_stale_bytecode
 from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
 from vpstore.project_code import checked, project_code
 from vpstore.schema.digest import Digest
-from vpstore.schema.manifest import TokenizerRecord
+from vpstore.schema.manifest import Pin
 from vpstore.schema.ref import StageRef
 from vpstore.storage.compiled import keep_compiled
 
 __all__ = [
     "Finding",
+    "LoadedRunner",
     "Needs",
+    "Pin",
     "Prepared",
     "PreparedSource",
     "ResolvedInput",
@@ -45,6 +47,14 @@ __all__ = [
 ]
 
 ProgressFunction = Callable[[str, int, int], None]  # label, done, total
+
+
+class TokenizerRecord(NamedTuple):
+    """The rank file that the ids of an artifact mean: a pin of the role `tokenizer`, as it was called at first."""
+
+    family: str
+    digest: Digest
+    padded_vocab: int
 
 
 @dataclass(frozen=True)
@@ -62,21 +72,30 @@ class Prepared:
     """What goes into a build, known without running it."""
 
     recipe_entry: str  # the recipe's module, for instance "recipes.convert_dense"
-    params: Mapping[str, Any]  # JSON: the typed config after the profile is merged
+    params: Mapping[
+        str, Any
+    ]  # typed config after the profile is merged; `produce` gets it as `schema.typed.plain` does
     code_always: tuple[str, ...] = ()  # modules that make bytes though the entry may not import them
     code_exclude: tuple[str, ...] = ()  # modules (and what is below them) that move bytes but do not make them
     sources: tuple[PreparedSource, ...] = ()
     tokenizer: TokenizerRecord | None = None
     verbatim: bool = False  # a donor: no provenance.json is added
     settings: Mapping[str, Any] = field(default_factory=dict)  # how to run it: in no key, maybe in `environment`
+    pins: tuple[Pin, ...] = ()  # files that decide what bytes mean
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment, as far as they decide bytes
 
 
 @dataclass(frozen=True)
 class ResolvedInput:
-    """One verified parent, shown as a directory."""
+    """One verified parent, shown as a directory: of it a recipe can know what the build key covers, and no more.
+
+    For an input that objects.toml declares `by = "artifact"`, and for `export`, `ref` is object@stage and `artifact`
+    the artifact's digest. For any other input `ref` is the role and `artifact` the digest of the content, so that a
+    parent rebuilt to the same content changes nothing; the directory has no artifact.json and no provenance.json.
+    """
 
     role: str
-    ref: str  # object@stage
+    ref: str
     artifact: Digest
     path: Path
 
@@ -187,7 +206,7 @@ class Runner(Protocol):
         """Where the params of a stage stand, TOML file -> dotted keys. Only the generator of dvc.yaml asks for it."""
 
 
-def load_runner(checkout: Checkout) -> Runner:
+def load_runner(checkout: Checkout) -> LoadedRunner:
     """Import the runner module of a checkout.
 
     Raises:  UsageError: it is not there, or lacks a function.
@@ -209,7 +228,7 @@ def load_runner(checkout: Checkout) -> Runner:
                 next_step="install the project's own dependencies (make repro does), or correct `runner`",
             ) from error
     _refuse_lacking(module, "prepare", "environment", "produce")
-    return _Guarded(checkout.root, module)
+    return LoadedRunner(checkout.root, module)
 
 
 def _refuse_lacking(module: ModuleType, *parts: str) -> None:
@@ -222,52 +241,28 @@ def _refuse_lacking(module: ModuleType, *parts: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Guarded:
-    """The functions of a runner module, each of whose failures is an error of ours."""
+class LoadedRunner:
+    """What this process asks a runner, each of whose failures is an error of ours; recipes run in another one."""
 
     root: Path
     module: Any  # the project's, with whatever functions it has
 
     def prepare(self, checkout: Checkout, object: str, stage: str) -> Prepared:
+        """As `Runner.prepare`."""
         what, files = f"prepare for {object}@{stage}", _configuration(checkout, StageRef(object, stage))
         with project_code(what, self.root, files=files):
             found = self.module.prepare(checkout, object, stage)
         return cast(Prepared, checked(found, Prepared, what))
 
     def environment(self, prepared: Prepared) -> dict[str, str]:
+        """As `Runner.environment`."""
         what = f"environment for {prepared.recipe_entry}"
         with project_code(what, self.root):
             found = self.module.environment(prepared)
         return cast(dict[str, str], checked(found, Mapping, what))
 
-    def produce(
-        self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path, progress: ProgressFunction
-    ) -> Staged:
-        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
-            found = self.module.produce(prepared, inputs, scratch, progress)
-        return cast(Staged, checked(found, Staged, f"produce for {prepared.recipe_entry}"))
-
-    def recompute(
-        self,
-        prepared: Prepared,
-        inputs: Mapping[str, ResolvedInput],
-        selection: Selection,
-        scratch: Path,
-        progress: ProgressFunction,
-    ) -> Staged:
-        _refuse_lacking(self.module, "recompute")
-        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
-            found = self.module.recompute(prepared, inputs, selection, scratch, progress)
-        return cast(Staged, checked(found, Staged, f"recompute for {prepared.recipe_entry}"))
-
-    def needs(self, prepared: Prepared, inputs: Mapping[str, ResolvedInput], scratch: Path) -> Needs | None:
-        if not callable(getattr(self.module, "needs", None)):
-            return None
-        with project_code(prepared.recipe_entry, self.root, scratch=scratch):
-            found = self.module.needs(prepared, inputs, scratch)
-        return None if found is None else cast(Needs, checked(found, Needs, f"needs of {prepared.recipe_entry}"))
-
     def preflight(self, checkout: Checkout, place: Path) -> list[Finding]:
+        """As `Runner.preflight`."""
         if not callable(getattr(self.module, "preflight", None)):
             return []
         with project_code(f"preflight of profile {checkout.profile}", self.root):
@@ -275,6 +270,7 @@ class _Guarded:
         return [cast(Finding, checked(one, Finding, "preflight")) for one in found]
 
     def exporters(self) -> dict[str, str]:
+        """As `Runner.exporters`."""
         if not callable(getattr(self.module, "exporters", None)):
             return {}
         _refuse_lacking(self.module, "export")
@@ -283,10 +279,12 @@ class _Guarded:
         return cast(dict[str, str], checked(found, Mapping, "exporters"))
 
     def export(self, target: str, source: ResolvedInput, folder: Path, progress: ProgressFunction) -> None:
+        """As `Runner.export`."""
         with project_code(f"export to {target}", self.root):
             self.module.export(target, source, folder, progress)
 
     def param_keys(self, checkout: Checkout, object: str, stage: str) -> dict[str, list[str]]:
+        """As `Runner.param_keys`."""
         _refuse_lacking(self.module, "param_keys")
         what, files = f"param_keys for {object}@{stage}", _configuration(checkout, StageRef(object, stage))
         with project_code(what, self.root, files=files):

@@ -22,8 +22,9 @@ from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
 from vpstore.holdings import IDENTITY_FILE, read_identity
 from vpstore.narration import Narrator, Silent
-from vpstore.runner import Runner, load_runner
+from vpstore.runner import LoadedRunner, load_runner
 from vpstore.schema.digest import Digest
+from vpstore.schema.lockfile import LockEntry
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic
 from vpstore.storage.store import NAME, Store, locate
@@ -62,7 +63,14 @@ class Workspace:
         entry = self.checkout.lock().entry(self.checkout.profile, ref)
         if entry is None:
             return "absent"
-        return "same" if entry.artifact == artifact else "differs"
+        return "same" if entry.artifact == artifact or self._is_alike(entry, artifact) else "differs"
+
+    def _is_alike(self, entry: LockEntry, artifact: Digest) -> bool:
+        """Whether another artifact has the key and the content that were agreed: all but its history."""
+        try:
+            return entry.is_kept_by(LockEntry.of(self.store.manifest(artifact)))
+        except VpstoreError:  # then nothing says so
+            return False
 
     def how_to_have(self, ref: StageRef) -> str:
         """What makes an artifact be here that is not: the next step of every error that misses it."""
@@ -118,6 +126,6 @@ class Workspace:
         return self.checkout.root / self.checkout.config.weights / IDENTITY_FILE
 
     @cached_property
-    def runner(self) -> Runner:
+    def runner(self) -> LoadedRunner:
         """The project's runner, imported when it is first needed."""
         return load_runner(self.checkout)

@@ -36,7 +36,7 @@ class Forger:
         self.pointers = Pointers(project.root / "weights" / "tiny" / "refs", project.root)
 
     def artifact(self, slug: str) -> Digest:
-        return Digest(json.loads(self.project.pointer(slug).read_text())["artifact"])
+        return Digest(self.project.pointed(slug)["artifact"])
 
     def manifest(self, slug: str) -> Manifest:
         return self.store.manifest(self.artifact(slug))
@@ -65,6 +65,10 @@ class Forger:
             manifest = self.with_file(manifest, PROVENANCE_FILE, build.readable())
         return manifest
 
+    def parent(self, role: str, artifact: Digest) -> InputRecord:
+        """An artifact as a parent, described truly."""
+        return InputRecord(role, artifact, self.store.manifest(artifact).content)
+
     def publish(self, manifest: Manifest) -> Digest:
         """Store manifest, attestation and key file as a build would."""
         self.store.blobs.put_bytes(manifest.encoded)
@@ -74,7 +78,7 @@ class Forger:
 
     def point(self, manifest: Manifest) -> None:
         """Rewrite the pointer."""
-        self.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key()))
+        self.pointers.write(Pointer(manifest.ref, manifest.digest, manifest.build.key(), manifest.content))
 
     def forget(self, manifest: Manifest) -> None:
         """Remove every trace of the true artifact from the store."""
@@ -96,7 +100,7 @@ class Forger:
 
         def change(manifest: Manifest) -> Manifest:
             inputs = tuple(
-                InputRecord(row.role, after if row.artifact == before else row.artifact)
+                self.parent(row.role, after if row.artifact == before else row.artifact)
                 for row in manifest.build.inputs
             )
             return self.with_build(manifest, replace(manifest.build, inputs=inputs))
@@ -115,7 +119,7 @@ class Forger:
         build = manifest.build
         self.edit_lock(
             str(manifest.ref), artifact=manifest.digest, key=build.key(), code=build.code_digest(),
-            params=build.params_digest(),
+            params=build.params_digest(), content=manifest.content,
         )  # fmt: skip
 
 

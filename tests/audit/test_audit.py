@@ -221,7 +221,7 @@ def test_an_edited_pin_of_a_donor_is_found(orchard: Project) -> None:
 def test_staleness_is_a_verdict_and_a_fault_only_on_request(orchard: Project) -> None:
     orchard.environment[APART] = "1"
     recipe = orchard.root / "small" / "grow.py"
-    recipe.write_text(recipe.read_text() + "# edited after the build\n")
+    recipe.write_text(recipe.read_text() + "edited = 'after the build'\n")
     config = orchard.root / "configs" / "plant.toml"
     config.write_text(config.read_text().replace("step = 3", "step = 4"))
     document = orchard.json("audit", "graft")
@@ -336,9 +336,10 @@ def test_a_sound_blob_is_read_once_however_many_artifacts_share_it(orchard: Proj
 def test_one_family_of_tokenizers_is_one_tokenizer(forger: Forger) -> None:
     """Along the chain, whatever objects.toml says now."""
     first, last = forger.manifest("leaves-main"), forger.manifest("graft-main")
-    record = last.build.tokenizer
-    assert record is not None
-    other = replace(last, build=replace(last.build, tokenizer=record._replace(padded_vocab=7)))
+    (pin,) = last.build.pins
+    other = replace(
+        last, build=replace(last.build, pins=(pin._replace(attributes={**pin.attributes, "padded_vocab": 7}),))
+    )
     dossiers = [Dossier(manifest.digest, str(manifest.ref), manifest) for manifest in (first, last, other)]
     check_families(dossiers)
     assert [len(dossier.faults) for dossier in dossiers] == [0, 0, 1]
@@ -353,7 +354,7 @@ def test_the_page_says_in_the_programs_words_what_another_build_is(orchard: Proj
     orchard.run("build", "seed")
     (fault,) = [fault for fault in faults(orchard, "seed") if fault["kind"] == "lock"]
     words = fault["found"].partition(": ")[2].partition(";")[0]
-    assert words == "other inputs, sources or tokenizer"
+    assert words == "other inputs, sources or pins"
     assert words in case
 
 

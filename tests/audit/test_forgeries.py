@@ -11,7 +11,7 @@ from forger import Forger, overwrite
 from small_project import Project
 
 from vpstore.schema.digest import Digest
-from vpstore.schema.manifest import InputRecord, Manifest, RecipeFile, SourceRecord, TokenizerRecord
+from vpstore.schema.manifest import Manifest, RecipeFile, SourceRecord
 from vpstore.storage.pointers import Pointer
 
 
@@ -80,17 +80,25 @@ def test_a_pointer_edited_by_hand_is_found(orchard: Project, forger: Forger) -> 
     assert is_sound(orchard)
 
 
-@pytest.mark.parametrize("part", ["artifact", "key", "code", "params"])
+@pytest.mark.parametrize("part", ["content", "key", "code", "params"])
 @pytest.mark.parametrize("slug", ["graft-main", "plant-sprout"])
 def test_a_lock_edited_by_hand_is_found(orchard: Project, forger: Forger, part: str, slug: str) -> None:
     """The second DVC forgery, on the lock: each part alone, of what is audited and of an ancestor."""
     other = forger.manifest("plant-bloom")
-    values = {"artifact": other.digest, "key": other.build.key(), "code": Digest.of(b"x"), "params": Digest.of(b"x")}
+    values = {"content": other.content, "key": other.build.key(), "code": Digest.of(b"x"), "params": Digest.of(b"x")}
     ref = str(forger.manifest(slug).ref)
     forger.edit_lock(ref, **{part: values[part]})
     found = kinds(orchard)
     assert {where.split(":")[0] for _, where in found} == {ref}
-    assert {kind for kind, _ in found} == {"lock" if part == "artifact" else "registry"}
+    assert {kind for kind, _ in found} == {"registry"}
+
+
+def test_a_lock_with_another_artifact_of_equal_key_and_content_is_another_history(
+    orchard: Project, forger: Forger
+) -> None:
+    forger.edit_lock("graft@main", artifact=Digest.of(b"x"))
+    assert is_sound(orchard)
+    assert any("with another history" in remark for remark in orchard.json("audit", "graft")["remarks"])
 
 
 def test_a_lock_entry_taken_from_another_build_is_found_in_all_its_parts(orchard: Project, forger: Forger) -> None:
@@ -104,7 +112,7 @@ def test_swapped_parents_are_found(orchard: Project, forger: Forger) -> None:
     def swap(manifest: Manifest) -> Manifest:
         by_role = {row.role: row.artifact for row in manifest.build.inputs}
         swapped = {**by_role, "parent": by_role["data"], "data": by_role["parent"]}
-        inputs = tuple(InputRecord(role, artifact) for role, artifact in swapped.items())
+        inputs = tuple(forger.parent(role, artifact) for role, artifact in swapped.items())
         return forger.with_build(manifest, replace(manifest.build, inputs=inputs))
 
     new = forger.replace_artifact("graft-main", swap)
@@ -126,7 +134,7 @@ def test_a_parent_of_another_object_is_found(orchard: Project, forger: Forger, r
 def test_an_input_more_or_less_is_found(orchard: Project, forger: Forger) -> None:
     def drop(manifest: Manifest) -> Manifest:
         kept = tuple(row for row in manifest.build.inputs if row.role != "data")
-        more = InputRecord("extra", manifest.build.inputs[0].artifact)
+        more = forger.parent("extra", manifest.build.inputs[0].artifact)
         return forger.with_build(manifest, replace(manifest.build, inputs=(*kept, more)))
 
     forger.accept(forger.replace_artifact("graft-main", drop))
@@ -141,7 +149,9 @@ def relinked_chain(forger: Forger, change: Any) -> list[Manifest]:
 
     def change_graft(manifest: Manifest) -> Manifest:
         renamed = {old[0].digest: sprout.digest, old[1].digest: bloom.digest}
-        inputs = tuple(InputRecord(row.role, renamed.get(row.artifact, row.artifact)) for row in manifest.build.inputs)
+        inputs = tuple(
+            forger.parent(row.role, renamed.get(row.artifact, row.artifact)) for row in manifest.build.inputs
+        )
         return forger.with_build(manifest, replace(manifest.build, inputs=inputs))
 
     return [sprout, bloom, forger.replace_artifact("graft-main", change_graft)]
@@ -244,10 +254,9 @@ def test_recipe_files_that_are_not_the_keys_are_found(orchard: Project, forger: 
 )
 def test_another_tokenizer_is_found(orchard: Project, forger: Forger, field: dict[str, Any], where: str) -> None:
     def change(manifest: Manifest) -> Manifest:
-        record = manifest.build.tokenizer
-        assert record is not None
-        tokenizer = TokenizerRecord(**{**record._asdict(), **field})
-        return forger.with_build(manifest, replace(manifest.build, tokenizer=tokenizer))
+        (pin,) = manifest.build.pins
+        pin = pin._replace(digest=field.pop("digest", pin.digest), attributes={**pin.attributes, **field})
+        return forger.with_build(manifest, replace(manifest.build, pins=(pin,)))
 
     forger.accept(forger.replace_artifact("graft-main", change))
     assert ("tokenizer", where) in kinds(orchard)

@@ -32,7 +32,8 @@ class Shelf:
         for name, parents in self.parents.items():
             if self.name(name) == artifact:
                 self.reads.append(name)
-                inputs = tuple(InputRecord(f"role{number}", self.name(p)) for number, p in enumerate(parents))
+                rows = enumerate(map(self.name, parents))
+                inputs = tuple(InputRecord(f"role{number}", parent, parent) for number, parent in rows)
                 return Manifest(name, "main", BuildRecord("x", (), {}, inputs), ())
         raise BlobMissing("the store does not hold a blob", found="nothing")
 

@@ -126,6 +126,14 @@ class Press:
         """Every pointer by its slug."""
         return {file.stem: json.loads(file.read_text()) for file in sorted(self.pointer("x").parent.glob("*.json"))}
 
+    def artifact(self, slug: str) -> str:
+        """Which artifact a pointer is."""
+        seen = json.loads(self.pointer(slug).read_text())
+        rows = json.loads(self.pointer(slug).with_suffix(".artifact").read_text())["artifacts"]
+        return next(
+            str(row["artifact"]) for row in rows if (row["key"], row["content"]) == (seen["key"], seen["content"])
+        )
+
     def text(self, ref: str) -> str:
         """What the artifact of a ref says, through `vpstore resolve`."""
         return (Path(self.run("vpstore", "resolve", ref).stdout.strip()) / "text.txt").read_text()

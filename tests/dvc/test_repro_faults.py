@@ -60,7 +60,7 @@ def test_a_crash_in_a_recipe_is_the_same(press: Press) -> None:
 def test_a_source_that_is_not_the_pinned_one_is_refused(press: Press) -> None:
     """Sources are no deps of DVC: the digest is held against the provenance when the recipe has to run."""
     (press.root / "assets" / "letters.txt").write_text("a quick brown cat\n")
-    press.edit("press/letters.py", "def make", "\ndef make")
+    press.edit("press/letters.py", "def make", "unused = 1\n\n\ndef make")
     before = press.pointers()
     done = press.run("dvc", "repro", code=None)
     assert "failed to run: vpstore build letters@main, exited with 20" in done.stderr
@@ -112,7 +112,8 @@ def test_a_build_beside_a_repro_of_the_same_stage(press: Press) -> None:
 @pytest.mark.slow
 def test_pointers_edited_by_hand_are_refused_and_mended(press: Press) -> None:
     before = press.pointers()
-    lost = {**before["stamps-main"], "artifact": "blake3:" + "0" * 64}
+    lost = {"format": 1, "object": "stamps", "stage": "main", "artifact": "blake3:" + "0" * 64}
+    lost["key"] = before["stamps-main"]["key"]
     edits = {
         "pages@draft": (14, press.pointer("words-main").read_text()),  # sound, but of another stage
         "letters@main": (14, "{}\n"),
@@ -146,7 +147,9 @@ def test_a_pointer_to_another_artifact_of_the_stage_is_said_to_be_stale(press: P
 def test_a_pointer_forged_together_with_dvc_lock(press: Press) -> None:
     """`dvc commit` makes DVC believe any pointer; vpstore does not, and a build puts it right."""
     before, other = press.pointers(), other_pointer(press)
-    press.pointer("pages-final").write_text(json.dumps({**json.loads(other), "key": before["pages-final"]["key"]}))
+    press.pointer("pages-final").write_text(other)
+    forged = {"format": 1, "object": "pages", "stage": "final", "artifact": press.artifact("pages-final")}
+    press.pointer("pages-final").write_text(json.dumps({**forged, "key": before["pages-final"]["key"]}))
     press.run("dvc", "commit", "-f")
     assert press.repro() == []
     assert "was not built under" in press.run("vpstore", "resolve", "pages", code=14).stderr

@@ -20,7 +20,7 @@ from damage_tools import flip
 from disk_scenarios import PAYLOADS
 from faulty_disk import KILLS, KINDS, WRITES
 from fork_server import ForkServer
-from small_project import make_project
+from small_project import make_project, pointed
 
 from vpstore.schema.digest import Digest
 
@@ -61,7 +61,7 @@ class Bench:
                 shutil.copytree(folder / "built", folder / "other", symlinks=True)
             bench.learn(folder / "built")
             pointer = folder / "built" / "weights" / "tiny" / "refs" / "plant-bloom.json"
-            bench.steps[step] = json.loads(pointer.read_text())
+            bench.steps[step] = {**json.loads(pointer.read_text()), "artifact": pointed(pointer)["artifact"]}
         set_step(folder / "bare", 2)
         shutil.copytree(folder / "built", folder / "pushed", symlinks=True)
         bench.call("share_everything", folder / "pushed")
@@ -103,7 +103,7 @@ def _change_back(root: Path, _: Bench) -> None:
 
 
 def _spoil_view(root: Path, _: Bench) -> None:
-    artifact = json.loads((root / "weights" / "tiny" / "refs" / "plant-bloom.json").read_text())["artifact"]
+    artifact = pointed(root / "weights" / "tiny" / "refs" / "plant-bloom.json")["artifact"]
     view = root / "weights" / "tiny" / f"plant@bloom-{artifact[7:19]}"
     file = view / "reports" / "metrics.json"
     if file.is_symlink():
@@ -116,7 +116,7 @@ def _want_other(root: Path, bench: Bench) -> None:
 
 
 def _lose_claims(root: Path, _: Bench) -> None:
-    pointer = json.loads((root / "weights" / "tiny" / "refs" / "plant-bloom.json").read_text())
+    pointer = pointed(root / "weights" / "tiny" / "refs" / "plant-bloom.json")
     key, artifact = pointer["key"][7:], pointer["artifact"][7:]
     (root / ".vpstore" / "keys" / key[:2] / key / artifact).unlink()
     folder = root / ".vpstore" / "attestations" / artifact
@@ -144,7 +144,7 @@ def _damage_store(root: Path, bench: Bench) -> None:
 
 def _abandon(root: Path, bench: Bench) -> None:
     """Artifacts of the first setting that no pointer leads to any more; their views go, too."""
-    refs = [json.loads(path.read_text()) for path in (root / "weights" / "tiny" / "refs").glob("*.json")]
+    refs = [pointed(path) for path in (root / "weights" / "tiny" / "refs").glob("*.json")]
     kept = {pointer["artifact"][7:19] for pointer in refs}
     for view in (root / "weights" / "tiny").glob("*@*"):
         if view.name.split(".")[0].rpartition("-")[2] not in kept:

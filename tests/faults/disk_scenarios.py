@@ -17,6 +17,7 @@ from typing import Any
 
 import remote_scenarios
 from faulty_disk import Fault, FaultyDisk, Journal
+from small_project import pointed
 
 from vpstore.errors import VpstoreError
 from vpstore.schema.digest import Digest
@@ -64,9 +65,9 @@ def write_pointer(acknowledge: Acknowledge) -> None:
     work = Workspace.find(Path.cwd())
     wanted = json.loads((work.checkout.root / "wanted.json").read_text())
     with atomic.disk_errors(work.checkout.views, "writing the pointer"):
-        artifact, key = (Digest(wanted[part]) for part in ("artifact", "key"))
+        artifact, key, content = (Digest(wanted[part]) for part in ("artifact", "key", "content"))
         work.store.roots.hold(work.checkout.root, f"tiny/{BLOOM}", artifact)
-        work.checkout.pointers.write(Pointer(BLOOM, artifact, key))
+        work.checkout.pointers.write(Pointer(BLOOM, artifact, key, content))
     acknowledge(str(BLOOM), artifact)
 
 
@@ -263,7 +264,7 @@ def litter() -> list[str]:
 
 def signature() -> dict[str, str]:
     """The end state: every file that is not temporary, without what differs between two equal runs."""
-    pointers = [json.loads(path.read_text()) for path in Path("weights/tiny/refs").glob("*.json")]
+    pointers = [pointed(path) for path in Path("weights/tiny/refs").glob("*.json")]
     shown = {pointer["artifact"][7:19] for pointer in pointers}
     found: dict[str, str] = {}
     for top in (".vpstore", "weights", "reports", "vpstore.lock", "remote"):

@@ -300,11 +300,9 @@ def edited_lock_vpstore(folder: Path, at: int) -> Verdict:
     """The artifact of another stage is written by hand into pointer and lock; both are in the store."""
     project = _vpstore(folder)
     truth = _shard(project).read_bytes()
-    sprout = json.loads(project.pointer("plant-sprout").read_text())
-    pointer = project.pointer("plant-bloom")
-    pointer.write_text(
-        json.dumps({**json.loads(pointer.read_text()), "artifact": sprout["artifact"], "key": sprout["key"]})
-    )
+    sprout, bloom = project.pointed("plant-sprout"), project.pointed("plant-bloom")
+    forged = {**bloom, "artifact": sprout["artifact"], "key": sprout["key"]}
+    project.pointer("plant-bloom").write_text(json.dumps(forged))
     lock = project.root / "vpstore.lock"
     document: Any = json.loads(lock.read_text())
     document["profiles"]["tiny"]["plant@bloom"] = document["profiles"]["tiny"]["plant@sprout"]

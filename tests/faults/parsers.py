@@ -25,9 +25,9 @@ from vpstore.schema.manifest import (
     InputRecord,
     IntermediateRecord,
     Manifest,
+    Pin,
     RecipeFile,
     SourceRecord,
-    TokenizerRecord,
 )
 from vpstore.schema.objects import parse_objects
 from vpstore.schema.ref import StageRef, parse_ref
@@ -83,11 +83,13 @@ def hold(parser: Parser, data: bytes) -> bool:
 def _manifest() -> Manifest:
     record = BuildRecord(
         "small.grow",
-        (RecipeFile("small/grow.py", Digest.of(b"grow")), RecipeFile("small/soil.py", Digest.of(b"soil"))),
+        tuple(
+            RecipeFile(f"small/{name}.py", Digest.of(name.encode()), Digest.of(b"code")) for name in ("grow", "soil")
+        ),
         {"step": 1, "rate": 0.5, "deep": {"list": [1, [2, None], "drei"]}},
-        (InputRecord("parent", Digest.of(b"parent")),),
+        (InputRecord("parent", Digest.of(b"parent"), Digest.of(b"content")),),
         (SourceRecord("donor/a", "1" * 64, None), SourceRecord("donor/b", "2" * 64, 7)),
-        TokenizerRecord("o200k", Digest.of(b"ranks"), 201088),
+        (Pin("tokenizer", Digest.of(b"ranks"), {"family": "o200k", "padded_vocab": 201088}),),
     )
     files = (
         FileRecord("model.safetensors", "application/vnd.safetensors", Digest.of(b"m"), 3, Digest.of(b"t")),

@@ -101,7 +101,7 @@ class Circle:
         number = int(artifact.hex, 16)
         after = (number + 1) % self.length if self.closed else number + 1
         base = _manifest()
-        parent = InputRecord("parent", Digest.from_hex(f"{after:064x}"))
+        parent = InputRecord("parent", Digest.from_hex(f"{after:064x}"), Digest.of(b"content"))
         record = type(base.build)(base.build.entry, base.build.recipe_files, base.build.params, (parent,))
         return Manifest(base.object, base.stage, record, base.files)
 

@@ -150,7 +150,7 @@ def test_a_pointer_that_is_a_link_is_replaced(built: Project, tmp_path: Path) ->
     set_step(built.root, 7)
     built.run("build", "plant@sprout")
     assert outside.read_text() == text
-    assert json.loads(pointer.read_text())["artifact"] != json.loads(text)["artifact"]
+    assert json.loads(pointer.read_text())["content"] != json.loads(text)["content"]
 
 
 PARTS = ("blobs", "blobs/blake3", "keys", "attestations", "roots", "roots/running", "tmp", "tmp/partial", "locks",

@@ -12,10 +12,17 @@ BEFORE = {
     "attestation": {"manifest"},
     "key": {"attestation"},
     "root": {"", "key", "root", "pointer"},
-    "pointer": {"key", "root"},
+    "artifact of the pointer": {"key", "root"},
+    "pointer": {"key", "root", "artifact of the pointer"},
 }
-_PARTS = {"/roots/running/": "running root", "/attestations/": "attestation", "/keys/": "key", "/roots/": "root",
-          "/refs/": "pointer"}  # fmt: skip
+_PARTS = {
+    ".artifact": "artifact of the pointer",
+    "/roots/running/": "running root",
+    "/attestations/": "attestation",
+    "/keys/": "key",
+    "/roots/": "root",
+    "/refs/": "pointer",
+}
 
 
 def faults_of_order(calls: Sequence[tuple[str, str, str]], manifests: Collection[str]) -> list[str]:

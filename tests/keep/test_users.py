@@ -114,7 +114,7 @@ def test_two_people_build_share_interrupt_repair_and_collect(office: Team) -> No
     as_bob(["build", *STAGES], ["resolve", "plant", "--full"], ["verify", "--all"])
     assert log.read_text().count("cache hit") == 3  # bob built nothing
     # What is damaged in ada's name is replaced in bob's, and kept.
-    artifact = next(part for part in ada.pointer("plant-bloom").read_text().split('"') if part.startswith("blake3:"))
+    artifact = ada.pointed("plant-bloom")["artifact"]
     store = office.store
     row = store.manifest(Digest(artifact)).by_path["model.safetensors"]
     blob = store.blobs.path(row.digest)
@@ -134,7 +134,7 @@ def test_two_people_build_share_interrupt_repair_and_collect(office: Team) -> No
                 '    if os.environ.get("SMALL_STOP"):\n        os.kill(os.getpid(), 9)\n    (scratch / "metrics.json")',
             )  # noqa: E501
         )
-    as_ada(["build", "plant@bloom"], codes=(-9,), SMALL_STOP="1")
+    as_ada(["build", "plant@bloom"], codes=(1,), SMALL_STOP="1")
     scratch = next((office.root / "work").iterdir())
     assert (scratch / "model.safetensors").stat().st_uid == ADA
     as_bob(["build", "plant@bloom"], ["resolve", "plant", "--full"])
@@ -206,7 +206,7 @@ def test_what_a_killed_recipe_shut_stops_nobody(office: Team, resume: str) -> No
         with (member.root / "pyproject.toml").open("a") as table:
             table.write(resume)
     become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
-    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(1,), SMALL_STOP="1"), umask=0o002, log=log)
     become(BOB, commands(bob, ["build", "seed", "plant@sprout"], ["verify", "--all"]), umask=0o002, log=log)
     assert list((office.root / "work").iterdir()) == []
 
@@ -234,7 +234,7 @@ def test_a_folder_that_a_killed_recipe_shut_stops_nobody(office: Team, resume: s
         with (member.root / "pyproject.toml").open("a") as table:
             table.write(resume)
     become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
-    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+    become(ADA, commands(ada, ["build", "plant@sprout"], codes=(1,), SMALL_STOP="1"), umask=0o002, log=log)
     (left,) = (office.root / "work").iterdir()
     if mode is not None:
         left.chmod(mode)
@@ -285,7 +285,7 @@ def test_what_the_owner_shut_is_removed_by_the_owner(office: Team, mode: int) ->
     recipe.write_text(text.replace("    return Staged(", SHUT_FOLDER.lstrip("\n")))
     become(ADA, commands(ada, ["build", "seed"]), umask=0o002, log=log)
     for then in (["build", "plant@sprout"], ["gc", "--grace", "0"]):
-        become(ADA, commands(ada, ["build", "plant@sprout"], codes=(-9,), SMALL_STOP="1"), umask=0o002, log=log)
+        become(ADA, commands(ada, ["build", "plant@sprout"], codes=(1,), SMALL_STOP="1"), umask=0o002, log=log)
         become(ADA, leave, umask=0o002, log=log)
         log.write_text("")
         become(ADA, commands(ada, then, ["gc", "--grace", "0"], ["build", "plant@sprout"]), umask=0o002, log=log)
@@ -301,7 +301,7 @@ def test_what_a_person_may_not_read_is_said_and_is_no_damage(office: Team, what:
     ada, bob = person(office, "ada", ADA), person(office, "bob", BOB)
     become(ADA, commands(ada, ["build", *STAGES], ["lock"]), umask=0o002, log=log)
     become(BOB, commands(bob, ["build", *STAGES]), umask=0o002, log=log)
-    artifact = next(part for part in ada.pointer("plant-bloom").read_text().split('"') if part.startswith("blake3:"))
+    artifact = ada.pointed("plant-bloom")["artifact"]
     blob = office.store.blobs.path(office.store.manifest(Digest(artifact)).by_path["model.safetensors"].digest)
     shut = blob if what == "blob" else blob.parent
     before = shut.stat().st_mode

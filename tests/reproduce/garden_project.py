@@ -6,7 +6,6 @@ computed, GARDEN_FAULT breaks a recipe off.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -228,7 +227,7 @@ def wipe_store(project: Project) -> None:
 
 
 def pointer_of(project: Project, slug: str) -> Any:
-    return json.loads(project.pointer(slug).read_text())
+    return project.pointed(slug)
 
 
 def digest_of(data: bytes) -> str:

@@ -99,10 +99,15 @@ def test_the_names_and_shapes_of_all_tensors_are_held_against_the_plan(
     def change(store: Any, manifest: Any) -> Any:
         from dataclasses import replace
 
+        from vpstore.schema.digest import Digest
+        from vpstore.schema.normal_form import normal_form
+
         [row] = [row for row in manifest.build.recipe_files if row.path == "small/grow.py"]
         text = store.blobs.read(row.digest).decode()
         assert before in text
-        other = row._replace(digest=store.blobs.put_bytes(text.replace(before, after).encode()))
+        data = text.replace(before, after).encode()
+        code = Digest.of(normal_form(data, where=row.path).data)
+        other = row._replace(digest=store.blobs.put_bytes(data), code=code)
         files = tuple(other if file == row else file for file in manifest.build.recipe_files)
         return replace(manifest, build=replace(manifest.build, recipe_files=files))
 

@@ -143,7 +143,12 @@ def test_a_torn_intermediate_is_computed_again(tmp_path: Path) -> None:
 
 
 def test_missed_gates_are_listed_with_their_figures_and_the_scratch_is_kept(tmp_path: Path) -> None:
-    gates = [["loss", 2.5, "<=", 2.0], ["entropy", 0.9, ">=", 0.8], ["changed", 3.0, "==", 0.0], ["gpu", None, "<=", 1]]
+    gates = [
+        ["loss", 2.5, "<=", 2.0],
+        ["entropy", 0.9, ">=", 0.8],
+        ["changed", 3.0, "==", 0.0],
+        ["gpu", None, "<=", 1.0],
+    ]
     with pytest.raises(GateMissed) as caught:
         build(tmp_path, gates=gates)
     error = caught.value

@@ -105,7 +105,7 @@ def chain(length: int) -> dict[Digest, Manifest]:
     for number in range(length):
         manifest = Manifest("plant", "bloom", BuildRecord("x", (), {"n": number}, inputs), ())
         made[manifest.digest] = manifest
-        inputs = (InputRecord("parent", manifest.digest),)
+        inputs = (InputRecord("parent", manifest.digest, manifest.content),)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_digest_is_fetched_too(pair: Pair) -> None:
 
 def test_locked_fetches_nothing_that_it_would_refuse(pair: Pair) -> None:
     pair.b.run("pull", "seed")
-    pair.b.pointer("plant-bloom").write_bytes(pair.a.pointer("plant-bloom").read_bytes())
+    pair.b.pointer("plant-bloom").write_text(json.dumps(pair.a.pointed("plant-bloom")))
     lock = pair.b.root / "vpstore.lock"
     lock.write_text(lock.read_text().replace(artifact_of(pair.a, "plant@bloom"), artifact_of(pair.a, "plant@sprout")))
     pair.b.run("resolve", "plant", "--fetch", "--locked", code=15)

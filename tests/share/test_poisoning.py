@@ -130,13 +130,35 @@ def test_a_key_file_that_names_another_valid_artifact(pair: Pair) -> None:
     assert pair.b.json("resolve", BLOOM)["artifact"] == bloom.digest
 
 
+@pytest.mark.parametrize("lie", ["code", "content"])
+def test_what_claims_another_code_or_content_than_it_has_does_not_come_in(pair: Pair, lie: str) -> None:
+    """Even if the lock names it: whoever locked it was misled."""
+    bloom, seed = genuine(pair), genuine(pair, "seed@main")
+    if lie == "code":
+        evil = b"def make(*given):\n    return 'something else'\n"
+        put(pair, blob_name(Digest.of(evil)), evil)
+        files = tuple(row._replace(digest=Digest.of(evil)) for row in bloom.build.recipe_files)
+        made = replace(bloom, build=replace(bloom.build, recipe_files=files))
+    else:
+        inputs = tuple(row._replace(artifact=seed.digest) for row in bloom.build.inputs)
+        made = replace(bloom, build=replace(bloom.build, inputs=inputs))
+    assert made.build.key() == bloom.build.key()
+    put(pair, blob_name(made.digest), made.encoded)
+    lock = pair.b.root / "vpstore.lock"
+    lock.write_text(lock.read_text().replace(bloom.digest, made.digest))
+    failures = pair.b.json("pull", BLOOM, code=14)["failures"]
+    assert "contradicts what it names" in {row["what"] for row in failures}.pop()
+    assert not store_of(pair.b).blobs.has(made.digest)
+    assert not pair.b.pointer("plant-bloom").exists()
+
+
 def test_a_pointer_on_the_remote_is_nobodys(pair: Pair) -> None:
     made = forged(pair)
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": made.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": made.digest}
     for name in ("refs/plant-bloom.json", "weights/tiny/refs/plant-bloom.json"):
         put(pair, name, json.dumps(pointer).encode())
     pair.b.run("pull")
-    assert json.loads(pair.b.pointer("plant-bloom").read_text())["artifact"] == artifact_of(pair.a, BLOOM)
+    assert pair.b.pointed("plant-bloom")["artifact"] == artifact_of(pair.a, BLOOM)
 
 
 @pytest.mark.parametrize("is_locked", [True, False])
@@ -145,7 +167,7 @@ def test_a_forged_pointer_in_the_checkout_fetches_nothing(pair: Pair, is_locked:
         unlock(pair)
     made = forged(pair)
     pair.b.run("pull", "seed")
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": made.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": made.digest}
     pair.b.pointer("plant-bloom").write_text(json.dumps(pointer))
     pair.b.run("resolve", BLOOM, code=12)
     assert "nobody who is believed" in pair.b.run("resolve", BLOOM, "--fetch", code=15).stderr
@@ -161,7 +183,7 @@ def test_a_forged_pointer_in_the_checkout_fetches_nothing(pair: Pair, is_locked:
 def test_a_pointer_to_another_stage_fetches_nothing(pair: Pair) -> None:
     sprout = genuine(pair, "plant@sprout")
     pair.b.run("pull", "seed")
-    pointer = json.loads(pair.a.pointer("plant-bloom").read_text()) | {"artifact": sprout.digest}
+    pointer = pair.a.pointed("plant-bloom") | {"artifact": sprout.digest}
     pair.b.pointer("plant-bloom").write_text(json.dumps(pointer))
     assert "another object or stage" in pair.b.run("resolve", BLOOM, "--fetch", code=14).stderr
     assert not store_of(pair.b).blobs.has(sprout.digest)

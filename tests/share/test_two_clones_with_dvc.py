@@ -81,7 +81,7 @@ def test_a_builds_b_continues_and_a_takes_over(
     assert b.run("dvc", "status").stdout.startswith("Data and pipelines are up to date")
 
     b.edit("configs/pages.toml", 'title = "Page: "', 'title = "Leaf: "')
-    assert set(b.repro()) == CHANGED
+    assert set(b.repro()) == CHANGED | {"pages-draft"}  # whose params stand in the same file
     assert sorted(b.ran()) == ["press.judge", "press.pages"]
     b.run("vpstore", "lock")
     b.commit("another title")
@@ -95,7 +95,7 @@ def test_a_builds_b_continues_and_a_takes_over(
     pulled = a.json("vpstore", "pull")
     assert {row["name"] for row in pulled["objects"]} == {name for name in new if not name.startswith("keys/")}
     a.ran()
-    assert set(a.repro()) == CHANGED
+    assert set(a.repro()) == CHANGED  # dvc.lock came with git, and with it that the draft is as it was
     assert a.ran() == []  # both from the build cache
     assert a.text("pages@final").startswith("Leaf: ")
     assert a.json("vpstore", "verify", "--remote", "--all")["ok"]

@@ -121,6 +121,7 @@ def fixed_manifest() -> Manifest:
         (RecipeFile("recipes/grow.py", Digest.of(b"recipe")),),
         {"step": 2},
         inputs=(InputRecord("parent", Digest.of(b"parent")),),
+        format=1,
     )
     files = (FileRecord("model.safetensors", "application/vnd.safetensors", Digest.of(b"shard"), 5),)
     return Manifest("plant", "bloom", build, files)

@@ -213,8 +213,8 @@ def test_the_bundle_parses_and_tells_where_the_artifact_comes_from(built: Projec
     block = payload["predicate"]["vpstore"]
     assert (block["artifact"], block["build_key"]) == (shown["artifact"], shown["key"])
     assert (block["object"], block["stage"]) == ("plant", "bloom")
-    parents = [{"role": row["role"], "artifact": row["artifact"]} for row in shown["inputs"]]
-    assert block["inputs"] == parents
+    parents = [(row["role"], row["artifact"]) for row in shown["inputs"]]
+    assert [(row["role"], row["artifact"]) for row in block["inputs"]] == parents
     assert parents
 
 

@@ -304,7 +304,7 @@ def test_the_command_uses_what_it_remembers_and_never_beyond_a_change(built: Pro
     assert "since it was built these changed: params: step" in stale(built)
     built.run("build", "plant@sprout")
     assert stale(built) == ""
-    (built.root / "small" / "soil.py").write_text((built.root / "small" / "soil.py").read_text() + "\n# more\n")
+    (built.root / "small" / "soil.py").write_text((built.root / "small" / "soil.py").read_text() + "\nmore = 1\n")
     assert "code: small/soil.py" in stale(built)
 
 

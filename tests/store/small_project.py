@@ -186,6 +186,16 @@ def make(prepared, inputs, scratch):
 """
 
 
+def pointed(path: Path) -> dict[str, Any]:
+    """The pointer in a file, with the artifact that the file beside it has."""
+    seen: dict[str, Any] = json.loads(path.read_text())
+    if seen["format"] == 1:
+        return seen
+    rows = json.loads(path.with_suffix(".artifact").read_text())["artifacts"]
+    (artifact,) = (row["artifact"] for row in rows if (row["key"], row["content"]) == (seen["key"], seen["content"]))
+    return {"format": 1, "object": seen["object"], "stage": seen["stage"], "key": seen["key"], "artifact": artifact}
+
+
 @cache
 def server() -> CommandServer:
     started = CommandServer(REPOSITORY)
@@ -236,6 +246,10 @@ class Project:
 
     def pointer(self, slug: str, profile: str = "tiny") -> Path:
         return self.root / "weights" / profile / "refs" / f"{slug}.json"
+
+    def pointed(self, slug: str, profile: str = "tiny") -> dict[str, Any]:
+        """What a pointer means, in the form that the first format had; written back, it is a sound pointer, too."""
+        return pointed(self.pointer(slug, profile))
 
     def blob(self, digest: str) -> Path:
         digits = digest.removeprefix("blake3:")

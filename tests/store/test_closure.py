@@ -36,7 +36,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def paths(root: Path, entry: str = "small.entry", **options: tuple[str, ...]) -> list[str]:
-    return [path for path, _ in closure(root, entry, **options)]
+    return [file.path for file in closure(root, entry, **options)]
 
 
 def test_everything_that_is_imported_and_nothing_else(small: Path) -> None:
@@ -57,7 +57,7 @@ def test_everything_that_is_imported_and_nothing_else(small: Path) -> None:
 
 
 def test_digests_are_of_the_bytes(small: Path) -> None:
-    assert all(digest == Digest.of((small / path).read_bytes()) for path, digest in closure(small, "small.entry"))
+    assert all(file.digest == Digest.of((small / file.path).read_bytes()) for file in closure(small, "small.entry"))
 
 
 def test_one_character_in_a_file_of_the_closure_changes_it_and_elsewhere_does_not(small: Path) -> None:

@@ -225,7 +225,7 @@ def test_the_store_may_lie_elsewhere(project: Project, tmp_path: Path) -> None:
     shared = tmp_path / "shared store"
     project.environment["VPSTORE_ROOT"] = str(shared)
     project.run("build", "seed")
-    assert (shared / "format").read_text() == "vpstore 1\n"
+    assert (shared / "format").read_text() == "vpstore 2\n"
     assert not project.store.exists()
     path = Path(project.run("resolve", "seed").stdout.strip())
     assert (path / "config.json").read_bytes() == (project.root / "assets/donor/config.json").read_bytes()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_project import Project
+from small_project import Project, pointed
 from test_stale_bytecode import key
 
 
@@ -88,7 +88,7 @@ def test_ones_own_weights_may_lie_on_another_disk(built: Project, tmp_path: Path
     change(built, 7)
     built.run("build", "plant")
     built.run("lock")
-    assert json.loads((disk / "tiny/refs/plant-bloom.json").read_text())["artifact"]
+    assert pointed(disk / "tiny/refs/plant-bloom.json")["artifact"]
     built.run("resolve", "plant", "--locked")
     built.run("verify", "plant")
     git(built, "add", "-f", "weights")

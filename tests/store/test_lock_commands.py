@@ -53,7 +53,9 @@ def test_lock_check_finds_a_forgotten_lock(built: Project) -> None:
     built.run("lock", "--check", code=15)
     built.run("lock")
     built.run("lock", "--check")
-    append(built.root / "small" / "soil.py", "# one character\n")
+    append(built.root / "small" / "soil.py", "\n# a comment\n")
+    built.run("lock", "--check")
+    append(built.root / "small" / "soil.py", "more = 1\n")
     faults = built.json("lock", "--check", code=15)["faults"]
     assert {(row["ref"], row["part"]) for row in faults} >= {("plant@bloom", "code"), ("seed@main", "code")}
 
@@ -71,8 +73,11 @@ def test_what_is_stale_is_said_on_stderr(built: Project) -> None:
     done = built.run("resolve", "plant")
     assert "plant@bloom is stale" in done.stderr
     assert "params: step" in done.stderr
-    append(built.root / "small" / "grow.py", "#\n")
+    append(built.root / "small" / "grow.py", "more = 1\n")
     assert "code: small/grow.py" in built.run("resolve", "plant").stderr
+    built.run("build", "plant@sprout")  # another history of the same content
+    assert "input parent" not in built.run("resolve", "plant").stderr
+    config.write_text(config.read_text().replace("step = 1", "step = 5"))
     built.run("build", "plant@sprout")
     assert "input parent" in built.run("resolve", "plant").stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def test_six_locks_at_once_lose_no_entry(built: Project, monkeypatch: pytest.Mon
     """Five stages, and one of another profile, as all profiles share the file."""
     large = built.pointer("seed-main", "large")
     large.parent.mkdir(parents=True)
-    large.write_bytes(built.pointer("seed-main").read_bytes())
+    for suffix in (".json", ".artifact"):
+        shutil.copy(built.pointer("seed-main").with_suffix(suffix), large.with_suffix(suffix))
     monkeypatch.setenv("XDG_CACHE_HOME", str(built.cache))
     read: Callable[[Checkout], Lockfile] = Checkout.lock
 

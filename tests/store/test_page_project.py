@@ -126,9 +126,9 @@ def test_a_recorded_recipe_that_leaves_was_not_killed(garden: Project) -> None:
     assert "memory" not in said
     edit(garden, "garden/sow.py", "raise SystemExit(", "os._exit(")
     garden.run("build", "seed")
-    said = garden.run("reproduce", "seed", code=1, GARDEN_FAULT="leave0").stderr
+    said = garden.run("reproduce", "seed", code=20, GARDEN_FAULT="leave0").stderr
     assert "ended before there was a result" in said
-    assert "found     exit 0" in said
+    assert "found     exit status 0" in said
     assert "memory" not in said
 
 

@@ -7,7 +7,7 @@ from vpstore.schema.manifest import BuildRecord, Manifest, RecipeFile
 
 
 def test_whole_floats_survive_the_way_through_the_manifest() -> None:
-    code = (RecipeFile("recipes/x.py", Digest.of(b"code")),)
+    code = (RecipeFile("recipes/x.py", Digest.of(b"text"), Digest.of(b"code")),)
     record = BuildRecord("recipes.x", code, {"rate": 1.0, "deep": [{"base": 1e6}], "small": 1e-3, "count": 3})
     manifest = Manifest("x", "main", record, ())
     again = Manifest.decode(manifest.encoded, where="manifest").build

@@ -28,7 +28,9 @@ def edit(path: Path, **changes: Any) -> None:
 def test_a_pointer_edited_by_hand_leads_nowhere(built: Project) -> None:
     pointer = built.pointer("plant-bloom")
     original = pointer.read_text()
-    sprout = json.loads(built.pointer("plant-sprout").read_text())
+    sprout = built.pointed("plant-sprout")
+    pointer.write_text(json.dumps(built.pointed("plant-bloom")))
+    built.run("resolve", "plant")  # the first format, with the artifact in the pointer
     edit(pointer, artifact=sprout["artifact"])
     built.run("resolve", "plant", code=14)
     built.run("verify", "plant", code=3)
@@ -36,12 +38,28 @@ def test_a_pointer_edited_by_hand_leads_nowhere(built: Project) -> None:
     built.run("resolve", "plant", code=12)
     edit(pointer, artifact="blake3:" + "0" * 64, stage="sprout")
     built.run("resolve", "plant", code=14)
-    for text in ("", "{}", "[]", original.replace('"format": 1', '"format": 2'), original + original):
+    for text in ("", "{}", "[]", original.replace('"format": 2', '"format": 3'), original + original):
         pointer.write_text(text)
         built.run("resolve", "plant", code=14)
         built.run("verify", "plant", code=3)
     assert built.json("build", "plant")["builds"][0]["cached"]
     assert pointer.read_text() == original
+    beside = pointer.with_suffix(".artifact")
+    known = beside.read_text()
+    for text in ("", "{}", '{"artifacts": [], "format": 2}', known.replace("bloom", "x")[:-9]):
+        beside.write_text(text)
+        built.run("resolve", "plant", code=14)
+        assert built.json("build", "plant")["builds"][0]["cached"]
+        assert beside.read_text() == known
+    edit(pointer, content="blake3:" + "0" * 64)
+    built.run("resolve", "plant", code=14)
+    pointer.write_text(original)
+    for part, value in (("content", "blake3:" + "0" * 64), ("key", sprout["key"])):
+        pointer.write_text(original.replace(json.loads(original)[part], value))
+        beside.write_text(known.replace(json.loads(original)[part], value))
+        built.run("resolve", "plant", code=14)
+        built.run("verify", "plant", code=3)
+    pointer.write_text(json.dumps(built.pointed("plant-bloom")))
     edit(pointer, key=sprout["key"])
     built.run("verify", "plant", code=3)
     built.run("resolve", "plant", code=14)
@@ -88,7 +106,7 @@ def test_a_damaged_lock_is_refused(built: Project) -> None:
 
 def test_a_store_of_another_format_is_refused(built: Project) -> None:
     (built.store / "format").chmod(0o644)
-    (built.store / "format").write_text("vpstore 2\n")
+    (built.store / "format").write_text("vpstore 3\n")
     for command in (["resolve", "plant"], ["ls"], ["build", "plant"], ["verify"]):
         built.run(*command, code=10)
 

@@ -199,7 +199,7 @@ def test_a_store_is_made_once_and_only_in_an_empty_place(tmp_path: Path, monkeyp
         Store.find(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["vpstore 2\n", "", "vpstore 1", "x"])
+@pytest.mark.parametrize("text", ["vpstore 3\n", "", "vpstore 1", "x"])
 def test_another_format_is_refused(tmp_path: Path, text: str) -> None:
     root = Store.create(tmp_path / "s").root
     (root / "format").chmod(0o644)

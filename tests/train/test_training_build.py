@@ -123,8 +123,8 @@ class Project:
         return self.states()[-1]
 
     def artifact(self) -> str:
-        pointer = json.loads((self.root / "weights/pico/refs/student-heal.json").read_text())
-        return str(pointer["artifact"])
+        (row,) = json.loads((self.root / "weights/pico/refs/student-heal.artifact").read_text())["artifacts"]
+        return str(row["artifact"])
 
 
 def stages(name: str, stage: dict[str, Any]) -> dict[str, Any]:

@@ -120,10 +120,15 @@ def _from_folder(stage: StageRef, path: Path) -> Relocation:
     return lambda prepared: relocate(prepared, folder, ref=stage)
 
 
-def lock(*refs: str, work: Workspace | None = None, is_dry_run: bool = False) -> list[LockChange]:
-    """Accept what is built; without refs, everything."""
+def lock(
+    *refs: str, work: Workspace | None = None, is_dry_run: bool = False, history: bool = False
+) -> list[LockChange]:
+    """Accept what is built; without refs, everything.
+
+    Args:    history: also what differs from the agreed artifact by its history alone.
+    """
     work = work or Workspace.find(Path.cwd())
-    return list(lock_refs(work, targets(work, refs), is_dry_run=is_dry_run))
+    return list(lock_refs(work, targets(work, refs), is_dry_run=is_dry_run, history=history))
 
 
 def lock_check(*, work: Workspace | None = None) -> list[LockFault]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vpstore.errors import UsageError
-from vpstore.runner import ResolvedInput, Runner, load_runner
+from vpstore.runner import LoadedRunner, ResolvedInput, load_runner
 from vpstore.schema.digest import Digest
 from vpstore.schema.export_record import ExportRecord
 from vpstore.schema.fault import Fault
@@ -207,7 +207,7 @@ def _again(work: Workspace, record: ExportRecord) -> ExportRecord:
         return fill(fresh, found.manifest, write, to=record.to)
 
 
-def _offering(work: Workspace, to: str) -> Runner:
+def _offering(work: Workspace, to: str) -> LoadedRunner:
     runner = load_runner(work.checkout)
     offered = {PLAIN: "the artifact's own files", **runner.exporters()}
     if to not in offered:

@@ -17,7 +17,7 @@ import click
 
 from vpstore.cli.group import command, complete_ref, leave, workspace
 from vpstore.cli.printing import print_json, print_table, printable, size_text
-from vpstore.errors import FaultsFound, UsageError
+from vpstore.errors import BadManifest, FaultsFound, UsageError
 
 if TYPE_CHECKING:
     from vpstore.api.auditing import Graph, LockExplanation
@@ -56,7 +56,7 @@ def audit(ref: str, *, profile: str | None, as_json: bool, **strict: bool) -> No
     else:
         _print_audit(found)
     if not found.is_ok:
-        leave(FaultsFound.exit_code)
+        leave((BadManifest if any(fault.kind == "claim" for fault in found.faults) else FaultsFound).exit_code)
 
 
 @command("graph", example="vpstore graph vpMoE --dot | dot -Tsvg > lineage.svg", codes=(10, 11, 14))

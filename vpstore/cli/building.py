@@ -88,16 +88,19 @@ def import_donor(
 @command("lock", example="vpstore lock vpDense@expand", codes=(10, 11, 12, 13, 14, 15, 20))
 @click.argument("refs", metavar="[REF...]", nargs=-1, shell_complete=complete_ref)
 @click.option("--check", is_flag=True, help="Change nothing; fail if code or params are not the lock's.")
+@click.option("--history", is_flag=True, help="Change entries, too, whose content and key are the agreed ones.")
 @click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
-def lock(refs: tuple[str, ...], *, check: bool, dry_run: bool, profile: str | None, as_json: bool) -> None:
+def lock(
+    refs: tuple[str, ...], *, check: bool, history: bool, dry_run: bool, profile: str | None, as_json: bool
+) -> None:
     """Accept what is built as what was agreed, in vpstore.lock; without refs, everything."""
     from vpstore.api import building as api
 
-    work = workspace(profile)
-    if check:
-        _print_lock_check(work, as_json=as_json)
+    if check:  # of code and params, which need no store: a fresh clone is checked before anything is built
+        _print_lock_check(trial_workspace(profile), as_json=as_json)
         return
-    changes = api.lock(*refs, work=work, is_dry_run=dry_run)
+    work = workspace(profile)
+    changes = api.lock(*refs, work=work, is_dry_run=dry_run, history=history)
     if as_json:
         print_json({"dry_run": dry_run, "changes": [change.to_json() for change in changes]})
         return

@@ -15,7 +15,7 @@ import click
 
 from vpstore.cli.group import cli, command, complete_ref, leave, workspace
 from vpstore.cli.printing import outcome_text, print_json, print_table, printable, seconds_text, size_text
-from vpstore.errors import BlobMissing, DigestMismatch, FaultsFound, UsageError
+from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, FaultsFound, UsageError
 
 
 @command("resolve", example="path=$(vpstore resolve vpDense)", codes=(10, 11, 12, 13, 14, 15, 16, 20))
@@ -131,7 +131,7 @@ def verify(refs: tuple[str, ...], *, everything: bool, full: bool, as_json: bool
         count = len(found.faults)
         click.echo(f"{count or 'no'} {'fault' if count == 1 else 'faults'} in {found.place}")
     if not found.is_ok:
-        leave(FaultsFound.exit_code)
+        leave((BadManifest if any(fault.is_claim for fault in found.faults) else FaultsFound).exit_code)
 
 
 @command("doctor", example="vpstore doctor", codes=(20,))

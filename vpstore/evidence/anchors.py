@@ -20,7 +20,7 @@ from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
 from vpstore.evidence.committed import CONFIG_FILE, Committed
 from vpstore.evidence.dossier import LOCK, STALE, Dossier, Finding, Rival
-from vpstore.schema.lockfile import Lockfile, Profile
+from vpstore.schema.lockfile import LockEntry, Lockfile, Profile
 from vpstore.schema.manifest import Manifest
 from vpstore.signatures import TrustedKey, load_trusted_key
 from vpstore.storage.store import Store
@@ -122,7 +122,7 @@ def _rival(manifest: Manifest, profile: str, committed: Lockfile) -> Rival | Non
     entries = {name: entry for name, entry in entries.items() if entry.key == manifest.build.key()}
     if profile in entries:
         entries = {profile: entries[profile]}
-    if not entries or manifest.digest in {entry.artifact for entry in entries.values()}:
+    if not entries or any(entry.is_kept_by(LockEntry.of(manifest)) for entry in entries.values()):
         return None
     name = min(entries)
     return Rival("" if name == profile else name, entries[name].artifact)

@@ -11,14 +11,16 @@ Example:
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
-from vpstore.errors import VpstoreError
-from vpstore.evidence.dossier import Dossier
+from vpstore.claims import contradictions
+from vpstore.errors import BlobMissing, VpstoreError
+from vpstore.evidence.dossier import CLAIM, Dossier
 from vpstore.evidence.readings import MISSING, Readings
-from vpstore.schema.canonical import canonical_bytes, parse_canonical
+from vpstore.schema.canonical import parse_canonical
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import PROVENANCE_FILE, FileRecord, Manifest
+from vpstore.schema.record import key_of
 from vpstore.schema.tensor_table import TensorTable
 from vpstore.storage.tables import damaged_parts
 
@@ -47,7 +49,30 @@ def check_contents(dossier: Dossier, manifest: Manifest, readings: Readings) -> 
     for source in manifest.build.recipe_files:
         _check_blob(dossier, source.digest, f"recipe file {source.path}", readings)
     _check_entry(dossier, manifest)
+    _check_claims(dossier, manifest, readings)
     _check_provenance(dossier, manifest, readings)
+
+
+class _Sound(NamedTuple):
+    """What was read and found whole."""
+
+    readings: Readings
+
+    def read(self, digest: Digest) -> bytes:
+        return self.readings.path(digest).read_bytes() if not self.readings.fault(digest) else _absent(digest)
+
+    def manifest(self, artifact: Digest) -> Manifest:
+        return Manifest.decode(self.read(artifact), where=artifact)
+
+
+def _absent(digest: Digest) -> bytes:
+    raise BlobMissing("not whole here", where=digest)  # which is a fault of its own
+
+
+def _check_claims(dossier: Dossier, manifest: Manifest, readings: Readings) -> None:
+    """Recompute the code from the recipe's blobs, and the content of parents from their manifests."""
+    for one in contradictions(_Sound(readings), manifest):
+        dossier.fault(CLAIM, one.what, expected=one.expected, found=one.found, blob=one.blob)
 
 
 def _check_names(dossier: Dossier, manifest: Manifest, readings: Readings) -> None:
@@ -55,7 +80,7 @@ def _check_names(dossier: Dossier, manifest: Manifest, readings: Readings) -> No
     try:
         data = readings.path(dossier.artifact).read_bytes()
         document = parse_canonical(data, where="manifest")
-        artifact, key = Digest.of(data), Digest.of(canonical_bytes(document["build"]))
+        artifact, key = Digest.of(data), key_of(document["build"])
     except (OSError, VpstoreError) as error:
         dossier.fault("manifest", "manifest", expected=dossier.artifact, found=str(error), blob=dossier.artifact)
         return
@@ -144,7 +169,7 @@ def _check_entry(dossier: Dossier, manifest: Manifest) -> None:
 
 
 def _check_provenance(dossier: Dossier, manifest: Manifest, readings: Readings) -> None:
-    row = manifest.by_path.get(PROVENANCE_FILE)
+    row = None if manifest.verbatim else manifest.by_path.get(PROVENANCE_FILE)
     if row is None:
         _check_verbatim(dossier, manifest, readings)
         return

@@ -20,8 +20,10 @@ from vpstore.evidence.dossier import Dossier
 from vpstore.schema.canonical import parse_strict
 from vpstore.schema.digest import Digest, parse_sha256
 from vpstore.schema.fields import Fields
-from vpstore.schema.manifest import Manifest, TokenizerRecord
+from vpstore.schema.manifest import Manifest
+from vpstore.schema.manifest import Pin as PinRecord
 from vpstore.schema.objects import StageDeclaration
+from vpstore.schema.record import TOKENIZER
 
 TOKENIZER_ROLE: Final = "tokenizer"
 Parents = Mapping[Digest, Dossier]
@@ -91,27 +93,30 @@ def _pin_text(pin: Pin | None) -> str:
 
 
 def _check_tokenizer(dossier: Dossier, manifest: Manifest, checkout: Checkout, declared: StageDeclaration) -> None:
-    record, name = manifest.build.tokenizer, declared.tokenizer
-    if name is None or record is None or record.family != name:
-        if name != (record.family if record else None):
-            dossier.fault("tokenizer", "tokenizer", expected=name or "none", found=record.family if record else "none")
+    record, name = manifest.build.pin(TOKENIZER), declared.tokenizer
+    if name is None or record is None or _family(record) != name:
+        if name != (_family(record) if record else None):
+            dossier.fault(
+                "tokenizer", "tokenizer", expected=name or "none", found=_family(record) if record else "none"
+            )
         return
     table = checkout.objects.tokenizers[name]  # opaque to vpstore, apart from these two names where they are used
-    for field, found in (("digest", str(record.digest)), ("padded_vocab", record.padded_vocab)):
+    for field, found in (("digest", str(record.digest)), ("padded_vocab", record.attributes.get("padded_vocab"))):
         if isinstance(table, Mapping) and field in table and table[field] != found:
             dossier.fault("tokenizer", f"tokenizer {name}: {field}", expected=str(table[field]), found=str(found))
 
 
 def _check_rank_file(dossier: Dossier, manifest: Manifest, parents: Parents) -> None:
     """A parent that is this very tokenizer must hold the rank file that the record names."""
-    record = manifest.build.tokenizer
+    record = manifest.build.pin(TOKENIZER)
     holder = next((parents[row.artifact].manifest for row in manifest.build.inputs if row.role == TOKENIZER_ROLE), None)
-    if record is None or holder is None or holder.build.tokenizer is None:
+    held = holder.build.pin(TOKENIZER) if holder is not None else None
+    if record is None or holder is None or held is None:
         return
-    if holder.build.tokenizer.family == record.family and record.digest not in {row.digest for row in holder.files}:
+    if _family(held) == _family(record) and record.digest not in {row.digest for row in holder.files}:
         dossier.fault(
             "tokenizer",
-            f"tokenizer {record.family}",
+            f"tokenizer {_family(record)}",
             expected=f"{record.digest} among the files of {holder.ref}",
             found="no such file",
         )
@@ -119,16 +124,20 @@ def _check_rank_file(dossier: Dossier, manifest: Manifest, parents: Parents) -> 
 
 def check_families(dossiers: Iterable[Dossier]) -> None:
     """One family of tokenizers means one rank file and one vocabulary along a whole chain; the oldest word counts."""
-    seen: dict[str, tuple[str, TokenizerRecord]] = {}
+    seen: dict[str, tuple[str, PinRecord]] = {}
     for dossier in dossiers:
-        record = dossier.manifest.build.tokenizer if dossier.manifest is not None else None
+        record = dossier.manifest.build.pin(TOKENIZER) if dossier.manifest is not None else None
         if record is None:
             continue
-        label, first = seen.setdefault(record.family, (dossier.label, record))
+        label, first = seen.setdefault(_family(record), (dossier.label, record))
         if first != record:
             dossier.fault(
                 "tokenizer",
-                f"tokenizer {record.family}",
-                expected=f"{first.digest}, {first.padded_vocab} ids, as in {label}",
-                found=f"{record.digest}, {record.padded_vocab} ids",
+                f"tokenizer {_family(record)}",
+                expected=f"{first.digest}, {first.attributes.get('padded_vocab')} ids, as in {label}",
+                found=f"{record.digest}, {record.attributes.get('padded_vocab')} ids",
             )
+
+
+def _family(pin: PinRecord) -> str:
+    return str(pin.attributes.get("family"))

@@ -18,8 +18,11 @@ from vpstore.schema.manifest import Manifest
 # What the lock says about an artifact. "bytes": another one under the same key; "inputs": the lock's code, params and
 # all else but other parents, which differ from the lock's themselves; "record": another build altogether.
 Standing = Literal["same", "absent", "bytes", "inputs", "record"]
+# Who says that it is what it seems, the first that is so; "claimed": whoever wrote the store, and nobody else.
+Vouched = Literal["locked", "signed", "reproduced", "claimed"]
 # Faults of these kinds say that something is not as agreed or as it is now; nothing contradicts itself.
 LOCK, STALE, MISSING = "lock", "stale", "missing"
+CLAIM = "claim"  # a manifest says of its code or of a parent's content what is not true
 
 
 @dataclass(frozen=True, order=True)
@@ -67,6 +70,7 @@ class Dossier:
     named: str = ""  # by the lock, or by the person who asked: what it is called where the manifest is not known
     standing: Standing = "absent"
     relocked: Rival | None = None  # what the committed lock names under the same key, where the lock here does not
+    vouched: Vouched = "claimed"
     signers: tuple[str, ...] = ()  # trusted keys
     uncounted: tuple[str, ...] = ()  # keys here that signed and are not the committed ones
 

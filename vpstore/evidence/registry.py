@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
-from vpstore.evidence.dossier import LOCK, Dossier, Standing
+from vpstore.evidence.dossier import LOCK, Dossier, Standing, Vouched
 from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import LockEntry, Profile
 from vpstore.schema.manifest import InputRecord, Manifest
@@ -27,6 +27,9 @@ from vpstore.storage.store import Store
 from vpstore.workspace import Workspace
 
 Refs = Mapping[Digest, StageRef]  # what each artifact of a chain was built as
+
+
+HISTORY: Final = "as the lock says, with another history"
 
 
 class Agreement(NamedTuple):
@@ -47,20 +50,23 @@ def agreement(manifest: Manifest, agreed: Profile, refs: Refs) -> Agreement:
         return Agreement("absent", "not in the lock", None)
     if entry.artifact == own.artifact:
         return Agreement("same", "as the lock says", entry)
+    if entry.is_kept_by(own):
+        return Agreement("same", HISTORY, entry)
     if entry.key == own.key:
         return Agreement("bytes", "the lock's own key, other bytes", entry)
     if entry.key == _with_agreed_parents(manifest, agreed, refs).build.key():
         return Agreement("inputs", "as the lock says but for its parents", entry)
     parts = [part for part in ("code", "params") if getattr(entry, part) != getattr(own, part)]
-    return Agreement("record", f"other {' and '.join(parts) or 'inputs, sources or tokenizer'}", entry)
+    return Agreement("record", f"other {' and '.join(parts) or 'inputs, sources or pins'}", entry)
 
 
 def _with_agreed_parents(manifest: Manifest, agreed: Profile, refs: Refs) -> Manifest:
     """The manifest with each parent replaced by what the lock says that parent should be."""
-    inputs = []
+    inputs: list[InputRecord] = []
     for row in manifest.build.inputs:
         entry = agreed.get(refs[row.artifact]) if row.artifact in refs else None
-        inputs.append(InputRecord(row.role, row.artifact if entry is None else entry.artifact))
+        content = row.content if entry is None or entry.content is None else entry.content
+        inputs.append(row if entry is None else row._replace(artifact=entry.artifact, content=content))
     return replace(manifest, build=replace(manifest.build, inputs=tuple(inputs)))
 
 
@@ -70,13 +76,30 @@ def check_lock(dossier: Dossier, manifest: Manifest, agreed: Profile, refs: Refs
     dossier.standing = found.standing
     if found.entry is None or found.standing == "record":
         return
+    if found.words == HISTORY:
+        dossier.remark(
+            "the lock's key and content, with another history: other ancestors, or other comments in a recipe"
+        )
     own = LockEntry.of(manifest)
-    parts = ("code", "params") if found.standing == "inputs" else ("key", "code", "params")
+    parts = ["code", "params"] if found.standing == "inputs" else ["key", "code", "params"]
+    if found.standing == "same" and found.entry.content is not None:
+        parts.append("content")
     for part in parts:
         expected, said = getattr(own, part), getattr(found.entry, part)
         if expected != said:
             what = "the lock contradicts itself" if found.standing != "same" else "the lock contradicts the artifact"
             dossier.fault("registry", f"lock, {part} ({what})", expected=expected, found=said)
+
+
+def vouched(dossier: Dossier, manifest: Manifest, agreed: Profile, store: Store) -> Vouched:
+    """Who vouches for this very artifact, history included; its statements were read before."""
+    entry = agreed.get(manifest.ref)
+    if entry is not None and entry.artifact == manifest.digest:
+        return "locked"
+    if dossier.signers:
+        return "signed"
+    again = store.attestations.reproductions(manifest.digest)
+    return "reproduced" if any(one.outcome.result == "PASSED" for one in again) else "claimed"
 
 
 def standing_fault(dossier: Dossier, manifest: Manifest, agreed: Profile, refs: Refs, store: Store) -> None:
@@ -97,8 +120,12 @@ def check_pointer(dossier: Dossier, manifest: Manifest, work: Workspace) -> None
         dossier.fault("registry", path, expected=error.expected or "a sound pointer", found=error.found or error.what)
         return
     key = manifest.build.key()
-    if pointer is not None and pointer.artifact == manifest.digest and pointer.key != key:
+    if pointer is None or pointer.artifact != manifest.digest:
+        return
+    if pointer.key != key:
         dossier.fault("registry", f"{path}, key", expected=key, found=pointer.key)
+    if pointer.content not in (None, manifest.content):
+        dossier.fault("registry", f"{path}, content", expected=manifest.content, found=str(pointer.content))
 
 
 def check_key(dossier: Dossier, manifest: Manifest, store: Store) -> None:
@@ -120,13 +147,14 @@ def check_key(dossier: Dossier, manifest: Manifest, store: Store) -> None:
 
 def _tell_other(dossier: Dossier, key: Digest, other: Digest, store: Store) -> None:
     try:
-        actual = store.manifest(other).build.key()
+        manifest = store.manifest(other)
     except VpstoreError:
         dossier.remark(f"key {key.short} is said to have also given {other.short}, which is not here")
         return
+    actual = manifest.build.key()
     if actual != key:
         dossier.fault("registry", f"key file {other.short}", expected=f"{actual} -> {other}", found=f"{key} -> {other}")
-    else:
+    elif dossier.manifest is None or manifest.content != dossier.manifest.content:
         dossier.remark(f"key {key.short} has also given {other.short}: the build does not reproduce, or one is forged")
 
 

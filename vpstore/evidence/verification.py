@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from vpstore.claims import Contradiction
 from vpstore.schema.digest import Digest
 from vpstore.schema.fault import Fault
 from vpstore.signatures import TrustedKey, load_usable_keys
@@ -69,6 +70,10 @@ class Verification:
     def add(self, where: str, *, expected: str, found: str, blob: str = "", tensor: str = "") -> None:
         """List a fault."""
         self.faults.add(Fault(where, expected, found, blob, tensor))
+
+    def add_claim(self, where: str, claim: Contradiction) -> None:
+        """List what a manifest says that is not true."""
+        self.faults.add(Fault(f"{where}: {claim.what}", claim.expected, claim.found, claim.blob, is_claim=True))
 
     def refused(self, where: str, error: OSError) -> None:
         """List a file or folder that the operating system does not let this user read."""

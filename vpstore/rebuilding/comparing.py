@@ -69,7 +69,9 @@ def rebuilt(task: Task, staged: Staged) -> Rebuilt:
         data = task.record.readable()
         files.append(FileRecord(PROVENANCE_FILE, "application/json", Digest.of(data), len(data)))
     intermediates = tuple(IntermediateRecord(row.path, *atomic.digest_file(row.source)) for row in staged.intermediates)
-    manifest = Manifest(task.ref.object, task.ref.stage, task.record, tuple(files), intermediates)
+    manifest = Manifest(
+        task.ref.object, task.ref.stage, task.record, tuple(files), intermediates, verbatim=task.verbatim
+    )
     places, parts = ({row.path: row.source for row in rows} for rows in (staged.files, staged.intermediates))
     return Rebuilt(manifest, places, tables, parts)
 

@@ -1,9 +1,10 @@
-"""Lays out what a recorded build needs in a scratch folder: recipe files, what carries them out, inputs, sources.
+"""Lays out what a build needs in a scratch folder: recipe files, what carries them out, inputs, sources.
 
-Place in the path: build record -> **here** -> the process that runs the recipe. Nothing is read from the config of the
-working tree but where source files lie.
+Place in the path: build record -> **here** -> the process that runs the recipe. For a recorded build nothing is read
+from the config of the working tree but where source files lie.
 Invariants: every recipe file, input and source is held against the digest that the record has for it; what the closure
-leaves out (the runner and what moves bytes) comes from the checkout; links lead to blobs, which nobody can write.
+leaves out (the runner and what moves bytes) comes from the checkout; of a parent there is what the key covers, and no
+more; links lead to blobs, which nobody can write.
 
 In the folder: tree/ (first on the module path), inputs/<role>/, sources/<role>, work/ (the recipe's own).
 
@@ -13,30 +14,30 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpstore.errors import BlobMissing, DigestMismatch, RecipeRefused, VpstoreError
+from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, RecipeRefused, VpstoreError
+from vpstore.preparation import Preparation
+from vpstore.rebuilding.tree import lay_tree, support
 from vpstore.rebuilding.worker import Job
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput
+from vpstore.runner import Prepared, PreparedSource, ResolvedInput, TokenizerRecord
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import (
     MANIFEST_FILE,
-    PROVENANCE_FILE,
     BuildRecord,
     InputRecord,
     Manifest,
     RecipeFile,
     SourceRecord,
 )
+from vpstore.schema.record import TOKENIZER, tokenizer_attributes
 from vpstore.schema.ref import StageRef
-from vpstore.storage import atomic
+from vpstore.storage import passing
 from vpstore.storage.outside import check_sha256
 from vpstore.verbs.resolve import verified_manifest
 from vpstore.workspace import Workspace
-
-_PROGRAM = "vpstore"  # this program runs itself, never a copy out of the checkout
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Task:
     @classmethod
     def of(cls, manifest: Manifest) -> Task:
         """The build that a manifest records."""
-        return cls(manifest.ref, manifest.build, PROVENANCE_FILE not in manifest.by_path, manifest)
+        return cls(manifest.ref, manifest.build, manifest.verbatim, manifest)
 
 
 @dataclass(frozen=True)
@@ -63,37 +64,65 @@ class Origin:
 
 
 def lay_out(work: Workspace, task: Task, scratch: Path) -> Job:
-    """Fill an empty scratch folder.
+    """Fill an empty scratch folder with what a recorded build needs.
 
-    Raises:  BlobMissing, DigestMismatch: a recipe file or an input is not here; RecipeRefused: a source is not.
+    Raises:  BlobMissing, DigestMismatch: a recipe file or an input is not here; BadManifest: a recipe file has another
+             normal form than the record says; RecipeRefused: a source is not here.
     """
     current = _prepared_now(work, task.ref)
+    recipe = {row: recipe_file(work, task.ref, row) for row in task.record.recipe_files}
+    sources = list(zip(task.record.sources, find_sources(work, task, current), strict=True))
+    return replace(_laid_out(work, task, recipe, current, scratch), prepared=_prepared(task, current, sources, scratch))
+
+
+def lay_out_build(work: Workspace, task: Task, preparation: Preparation, place: Path, *, scratch: Path) -> Job:
+    """Fill an empty folder with what a build from the working tree needs.
+
+    Args:    scratch: the runner's own folder.
+    Raises:  BlobMissing, DigestMismatch, BadManifest: an input is not whole here.
+    """
+    current = preparation.prepared
+    paths = {source.role: source.path for source in current.sources}
+    sources = [(row, paths[row.role]) for row in task.record.sources]
+    job = _laid_out(work, task, preparation.recipe, current, place)
+    return replace(job, purpose="build", prepared=_prepared(task, current, sources, place), scratch=scratch)
+
+
+def _laid_out(work: Workspace, task: Task, recipe: Mapping[RecipeFile, bytes], current: Prepared, scratch: Path) -> Job:
+    """The tree with the code, and the inputs; a tree holds what the key covers of each recipe file."""
     tree = scratch / "tree"
-    _lay_support(work, _support(work, current), tree)
-    for row in task.record.recipe_files:
-        _write(tree / row.path, recipe_file(work, task.ref, row))
-    record = task.record
-    sources = tuple(
-        PreparedSource(row.role, _link(scratch / "sources" / row.role, path), row.sha256, row.size_bytes)
-        for row, path in zip(record.sources, find_sources(work, task, current), strict=True)
-    )
-    prepared = Prepared(
-        recipe_entry=record.entry,
-        params=record.params,
-        code_always=current.code_always,
-        code_exclude=current.code_exclude,
-        sources=sources,
-        tokenizer=record.tokenizer,
-        verbatim=task.verbatim,
-    )
     return Job(
         runner=work.checkout.objects.runner,
         root=work.checkout.root,
         tree=tree,
-        recipe_files=tuple(row.path for row in record.recipe_files),
-        prepared=prepared,
-        inputs={row.role: _lay_input(work, task.ref, row, scratch / "inputs" / row.role) for row in record.inputs},
+        recipe_files=tuple(row.path for row in recipe),
+        prepared=current,
+        inputs={row.role: _lay_input(work, task, row, scratch / "inputs" / row.role) for row in task.record.inputs},
         scratch=scratch / "work",
+        lines=lay_tree(work, task.ref, recipe, current, tree),
+    )
+
+
+def _prepared(task: Task, current: Prepared, sources: Iterable[tuple[SourceRecord, Path]], scratch: Path) -> Prepared:
+    """What the runner is given: all values as the record has them, the sources behind links."""
+    record = task.record
+    pin = record.pin(TOKENIZER)
+    is_tokenizer = pin is not None and pin.attributes.keys() == tokenizer_attributes("", 0).keys()
+    linked = tuple(
+        PreparedSource(row.role, passing.link(scratch / "sources" / row.role, path), row.sha256, row.size_bytes)
+        for row, path in sources
+    )
+    return Prepared(
+        recipe_entry=record.entry,
+        params=record.params,
+        code_always=current.code_always,
+        code_exclude=current.code_exclude,
+        sources=linked,
+        tokenizer=TokenizerRecord(digest=pin.digest, **pin.attributes) if pin is not None and is_tokenizer else None,
+        verbatim=task.verbatim,
+        settings=current.settings,
+        pins=record.pins,
+        variables=dict(record.variables),
     )
 
 
@@ -106,7 +135,7 @@ def origins(work: Workspace, task: Task) -> Iterator[Origin]:
     for row in task.record.recipe_files:
         recipe_file(work, task.ref, row)
         yield Origin(f"recipe file {row.path}", "the store" if work.store.blobs.has(row.digest) else "the checkout")
-    for name in _support(work, current):
+    for name in support(work, current):
         yield Origin(f"module {name}", "the checkout")
     for parent in task.record.inputs:
         manifest = input_manifest(work, task.ref, parent)
@@ -189,7 +218,7 @@ def _prepared_now(work: Workspace, ref: StageRef) -> Prepared:
             refusal = refusal or error
         else:
             kept = found.sources if other == ref else ()
-            return Prepared(found.recipe_entry, {}, found.code_always, found.code_exclude, kept)
+            return replace(found, params={}, sources=kept, settings={})
     assert refusal is not None  # there is at least the stage itself
     raise refusal
 
@@ -198,39 +227,24 @@ def _is_declared(work: Workspace, ref: StageRef) -> bool:
     return ref in work.checkout.objects.order
 
 
-def _support(work: Workspace, current: Prepared) -> list[str]:
-    names = dict.fromkeys([work.checkout.objects.runner, *current.code_exclude])
-    return [name for name in names if name.partition(".")[0] != _PROGRAM]
-
-
-def _lay_support(work: Workspace, names: list[str], tree: Path) -> None:
-    """Copy the modules that closures leave out, each with all below it and the packages it lies in."""
-    for name in names:
-        base = work.checkout.root.joinpath(*name.split("."))
-        found = [path for path in base.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        found += [path for path in (base.with_name(base.name + ".py"),) if path.is_file()]
-        packages = [folder for folder in base.parents if work.checkout.root in folder.parents]
-        above = [folder / "__init__.py" for folder in packages]
-        for path in [*found, *(path for path in above if path.is_file())]:
-            target = tree / path.relative_to(work.checkout.root)
-            if not target.exists():
-                _write(target, path.read_bytes())
-
-
-def _lay_input(work: Workspace, ref: StageRef, row: InputRecord, folder: Path) -> ResolvedInput:
-    manifest = input_manifest(work, ref, row)
-    files = {MANIFEST_FILE: manifest.digest, **{file.path: file.digest for file in manifest.files}}
+def _lay_input(work: Workspace, task: Task, row: InputRecord, folder: Path) -> ResolvedInput:
+    """One parent as a recipe sees it: what the key covers of it."""
+    manifest = input_manifest(work, task.ref, row)
+    has_history = task.record.format == 1 or row.by == "artifact"
+    files = {file.path: file.digest for file in (manifest.files if task.record.format == 1 else manifest.seen)}
+    if task.record.format == 1:
+        files[MANIFEST_FILE] = manifest.digest
+    elif manifest.content != row.content:
+        raise BadManifest(
+            "a manifest contradicts what it names",
+            where=f"{task.ref}: content of input {row.role}",
+            expected=manifest.content,
+            found=str(row.content),
+            next_step=f"vpstore build {manifest.ref} writes its pointer anew",
+        )
+    passing.folders(folder)
     for path, digest in files.items():
-        _link(folder / path, work.store.blobs.path(digest))
-    return ResolvedInput(row.role, str(manifest.ref), row.artifact, folder)
-
-
-def _link(target: Path, place: Path) -> Path:
-    atomic.make_directory(target.parent)
-    atomic.link(target, str(place))
-    return target
-
-
-def _write(target: Path, data: bytes) -> None:
-    atomic.make_directory(target.parent)
-    atomic.write_file(target, data, folder=target.parent, mode=0o644)
+        passing.link(folder / path, work.store.blobs.path(digest))
+    if has_history:
+        return ResolvedInput(row.role, str(manifest.ref), row.artifact, folder)
+    return ResolvedInput(row.role, row.role, manifest.content, folder)

@@ -12,12 +12,12 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from vpstore.errors import BlobMissing, DigestMismatch, Interrupted, NoSuchRef, VpstoreError
 from vpstore.preparation import prepare
 from vpstore.rebuilding.comparing import Comparer, Rebuilt, rebuilt
-from vpstore.rebuilding.ingredients import Task, lay_out
+from vpstore.rebuilding.ingredients import Task, lay_out, recipe_file
 from vpstore.rebuilding.running import run
 from vpstore.rebuilding.scratch import scratch_folder
 from vpstore.schema.digest import Digest
@@ -99,7 +99,7 @@ class Restoration:
         if ref in self.work.checkout.objects.order and keys:
             preparation = prepare(self.work, ref)
             for parents in self._parents(ref):
-                record = preparation.record(InputRecord(role, digest) for role, digest in parents.items())
+                record = preparation.record(preparation.input(role, *parent) for role, parent in parents.items())
                 if record.key() in keys.values():
                     return Task(ref, record, preparation.prepared.verbatim)
         expected = " or ".join(f"{key.short} ({place})" for place, key in keys.items()) or "a pointer or a lock entry"
@@ -119,16 +119,19 @@ class Restoration:
         if pointer is not None and pointer.artifact == artifact:
             yield "the pointer", pointer.key
 
-    def _parents(self, ref: StageRef) -> Iterator[Mapping[str, Digest]]:
-        """The artifacts that the inputs may have been: all as the lock says, or all as the pointers do."""
+    def _parents(self, ref: StageRef) -> Iterator[Mapping[str, tuple[Digest, Digest]]]:
+        """Artifact and content that the inputs may have had: all as the lock says, or all as the pointers do."""
         declared = self.work.checkout.objects.stage(ref).inputs
         lock, pointers = self.work.checkout.lock(), self.work.checkout.pointers
         agreed = {role: lock.entry(self.work.checkout.profile, parent) for role, parent in declared.items()}
-        if all(agreed.values()):
-            yield {role: entry.artifact for role, entry in agreed.items() if entry is not None}
         present = {role: pointers.read(parent) for role, parent in declared.items()}
-        if all(present.values()):
-            yield {role: pointer.artifact for role, pointer in present.items() if pointer is not None}
+        for known in (agreed, present):
+            parents = {}
+            for role, row in known.items():
+                if row is not None and row.content is not None:
+                    parents[role] = (row.artifact, row.content)
+            if len(parents) == len(declared):
+                yield parents
 
     def _commit(self, artifact: Digest) -> str:
         commits = [statement.facts.git.get("commit") for statement in self.work.store.attestations.of(artifact)]
@@ -145,12 +148,11 @@ class Restoration:
                 made = rebuilt(task, result.staged)
                 if made.manifest.digest != artifact:
                     raise self._mismatch(task, artifact, made)
-                publication = Publication(task.ref, task.record, result.staged, job.scratch, task.verbatim)
-                # The recipe's files are those of the laid-out tree, whatever the working tree has by now.
-                ran_in = replace(self.work, checkout=replace(self.work.checkout, root=job.tree))
+                recipe = {row: recipe_file(self.work, task.ref, row) for row in task.record.recipe_files}
+                publication = Publication(task.ref, task.record, result.staged, job.scratch, task.verbatim, recipe)
                 root = self.work.checkout.root
                 with self.work.changing():
-                    return publish(ran_in, publication, facts=lambda: watch.facts(root, result.environment))
+                    return publish(self.work, publication, facts=lambda: watch.facts(root, result.environment))
         except KeyboardInterrupt:
             raise Interrupted("interrupted; nothing was published", where=str(task.ref)) from None
 

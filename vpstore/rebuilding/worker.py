@@ -1,7 +1,7 @@
-"""The process that runs recorded recipes: one job in on stdin, progress and one result out on stdout.
+"""The process that runs recipes: one job in on stdin, progress out on stdout, the result in a file.
 
-Place in the path: started by `running` with the recorded tree first on the path. Whatever a recipe prints goes to
-stderr, so that it cannot be taken for a message.
+Place in the path: started by `running` with the laid-out tree first on the path. Whatever a recipe prints goes to
+stderr.
 Invariants: no module of the checkout's own root can be imported, and a recipe file that was loaded from elsewhere than
 the tree is an error; the process ends when whoever started it does.
 
@@ -14,40 +14,64 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vpstore.errors import UsageError, VpstoreError
-from vpstore.project_code import left
-from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
+from vpstore.project_code import checked, left, project_code
+from vpstore.runner import (
+    Needs,
+    Pin,
+    Prepared,
+    PreparedSource,
+    ResolvedInput,
+    Selection,
+    Staged,
+    StagedFile,
+    TokenizerRecord,
+)
 from vpstore.schema.digest import Digest
-from vpstore.schema.manifest import TokenizerRecord
+from vpstore.storage import atomic, passing
 from vpstore.storage.compiled import keep_compiled
 
+_INTERRUPTED = 130
 ERROR_FIELDS = ("what", "where", "expected", "found", "next_step")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a recipe, as plain values that another process can be given."""
+    """One run of a recipe, as plain values that another process can be given.
+
+    A build is done in the runner's own scratch folder, is asked what it needs first, and the project's failures are
+    told as such; what is built again may be old code under a newer frame, which is another thing to say.
+    """
 
     runner: str
     root: Path  # of the checkout, from which nothing may be imported
-    tree: Path  # the recorded files, and what moves bytes around them
+    tree: Path  # the recipe's files, and what moves bytes around them
     recipe_files: tuple[str, ...]  # paths in the tree
     prepared: Prepared
     inputs: Mapping[str, ResolvedInput]
     scratch: Path
     selection: Selection | None = None  # None: the whole artifact
+    purpose: Literal["build", "again"] = "again"
+    lines: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by recipe file: whence each line; not sent
+
+    @property
+    def answer(self) -> Path:
+        """Where the process leaves its result, or why there is none."""
+        return self.tree.parent / "answer.json"
 
     def to_json(self) -> dict[str, Any]:
         """The job as it is sent."""
-        return asdict(self)
+        return asdict(replace(self, lines={}))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Job:
@@ -57,6 +81,7 @@ class Job:
         tokenizer = prepared["tokenizer"]
         if tokenizer is not None:
             tokenizer = TokenizerRecord(tokenizer[0], Digest(tokenizer[1]), tokenizer[2])
+        prepared["pins"] = tuple(Pin(role, Digest(digest), attributes) for role, digest, attributes in prepared["pins"])
         for name in ("code_always", "code_exclude"):
             prepared[name] = tuple(prepared[name])
         inputs = {
@@ -72,6 +97,7 @@ class Job:
             inputs=inputs,
             scratch=Path(value["scratch"]),
             selection=None if selection is None else _selection(selection),
+            purpose=value["purpose"],
         )
 
 
@@ -102,15 +128,18 @@ def _selection(value: dict[str, Any]) -> Selection:
     return Selection(tuple(value["names"]), paths)
 
 
-def perform(job: Job, progress: Any) -> Result:
+def perform(job: Job, progress: Any, needed: Callable[[Needs], None]) -> Result:
     """Import the runner from the tree and run the job.
 
+    Args:    needed: told what a build takes, and returns when it may go on.
     Raises:  UsageError: a runner that cannot compute single tensors; VpstoreError: code of the checkout was loaded;
              whatever the runner raises.
     """
     own = os.path.realpath(job.root)
     sys.path[:] = [place for place in sys.path if os.path.realpath(place or ".") != own]
     keep_compiled()
+    if job.purpose == "build":
+        return _build(job, progress, needed)
     runner = importlib.import_module(job.runner)
     environment = runner.environment(job.prepared)
     if job.selection is None:
@@ -126,6 +155,21 @@ def perform(job: Job, progress: Any) -> Result:
         )
     _refuse_strangers(job)
     return Result(staged, environment)
+
+
+def _build(job: Job, progress: Any, needed: Callable[[Needs], None]) -> Result:
+    """Run a build; a failure of the project's code is told as one."""
+    entry = job.prepared.recipe_entry
+    arguments = (job.prepared, job.inputs, job.scratch)
+    with project_code(entry, job.tree, scratch=job.scratch):
+        runner = importlib.import_module(job.runner)
+        found = runner.needs(*arguments) if callable(getattr(runner, "needs", None)) else None
+    if found is not None:
+        needed(checked(found, Needs, f"needs of {entry}"))
+    with project_code(entry, job.tree, scratch=job.scratch):
+        staged = runner.produce(*arguments, progress)
+    _refuse_strangers(job)
+    return Result(checked(staged, Staged, f"produce for {entry}"), {})
 
 
 def _refuse_strangers(job: Job) -> None:
@@ -144,29 +188,53 @@ def _refuse_strangers(job: Job) -> None:
 
 def main() -> None:
     """Do one job."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    out = os.dup(1)
     os.dup2(2, 1)
 
     def send(kind: str, value: Any) -> None:
-        out.write(json.dumps({kind: value}, default=str) + "\n")
+        with suppress(OSError):  # a recipe may have closed it
+            os.write(out, json.dumps({kind: value}, default=str).encode() + b"\n")
+
+    may_go_on, process = threading.Event(), os.getpid()
+
+    def needed(needs: Needs) -> None:
+        send("needs", asdict(needs))
+        may_go_on.wait()
 
     job = Job.from_json(json.loads(_line()))
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    threading.Thread(target=_end_with_starter, args=(may_go_on,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        result = perform(job, lambda label, done, total: send("progress", [label, done, total]))
-        send("result", result.to_json())
+        found = _performed(job, lambda label, done, total: send("progress", [label, done, total]), needed)
+    except KeyboardInterrupt:
+        os._exit(_INTERRUPTED)  # whoever waits says so
+    if os.getpid() != process:  # what a recipe forked answers nothing
+        os._exit(0)
+    unfinished = job.answer.with_suffix(".new")
+    passing.write(unfinished, json.dumps(found, default=str).encode())
+    atomic.rename(unfinished, job.answer)
+
+
+def _performed(job: Job, progress: Any, needed: Callable[[Needs], None]) -> dict[str, Any]:
+    """The result of a job, or why there is none."""
+    try:
+        return {"result": perform(job, progress, needed).to_json()}
     except VpstoreError as error:
-        send("error", _fields(error))
+        return {"error": _fields(error)}
     except SystemExit as leaving:
-        traceback.print_exc()
-        send("error", _fields(left(leaving, job.prepared.recipe_entry, job.tree)))
-    except Exception as error:  # whatever old recipes and a newer frame do to each other
-        traceback.print_exc()
-        send("failure", f"{type(error).__name__}: {error}"[:2000])
+        if job.purpose == "again":
+            traceback.print_exc()
+        return {"error": _fields(left(leaving, job.prepared.recipe_entry, job.tree))}
+    except Exception as error:
+        if isinstance(error, OSError) and job.purpose == "build":  # the disk refused, which who waits has words for
+            return {"refusal": [error.errno, error.strerror, str(error.filename or "")]}
+        traceback.print_exc()  # whatever old recipes and a newer frame do to each other
+        return {"failure": f"{type(error).__name__}: {error}"[:2000]}
 
 
 def _fields(error: VpstoreError) -> dict[str, str]:
-    return {"kind": type(error).__name__, **{name: getattr(error, name) for name in ERROR_FIELDS}}
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    return {"kinds": kinds, "trace": error.trace, **{name: getattr(error, name) for name in ERROR_FIELDS}}
 
 
 def _line() -> bytes:
@@ -179,10 +247,10 @@ def _line() -> bytes:
     return bytes(data)
 
 
-def _end_with_starter() -> None:
-    """The other end of stdin stays open for as long as somebody waits for this process."""
+def _end_with_starter(may_go_on: threading.Event) -> None:
+    """The other end of stdin stays open for as long as somebody waits for this process; a byte lets it go on."""
     while os.read(0, 1):
-        pass
+        may_go_on.set()
     os._exit(1)
 
 

@@ -139,8 +139,9 @@ def _dependencies(build: BuildRecord) -> list[dict[str, Any]]:
     found = [_descriptor(f"input/{row.role}", row.artifact) for row in build.inputs]
     found += [_descriptor(f"recipe/{row.path}", row.digest) for row in build.recipe_files]
     found += [{"name": f"source/{row.role}", "digest": {"sha256": row.sha256}} for row in build.sources]
-    if build.tokenizer is not None:
-        found.append(_descriptor(f"tokenizer/{build.tokenizer.family}", build.tokenizer.digest))
+    for row in build.pins:
+        name = f"tokenizer/{row.attributes['family']}" if build.format == 1 else f"pin/{row.role}"
+        found.append(_descriptor(name, row.digest))
     found.append(_descriptor("config/params", build.params_digest()))
     return found
 

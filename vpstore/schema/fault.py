@@ -21,6 +21,7 @@ class Fault:
     found: str = ""
     blob: str = ""
     tensor: str = ""
+    is_claim: bool = False  # a manifest says of its code or of a parent's content what is not true
 
     def to_json(self) -> dict[str, Any]:
         """The fault with null for what does not apply."""

@@ -11,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vpstore.errors import BadManifest, VpstoreError
@@ -91,9 +91,15 @@ class Fields:
 
     def format(self, version: int) -> None:
         """The `format` field, which must be `version`."""
+        self.format_of((version,))
+
+    def format_of(self, versions: Sequence[int]) -> int:
+        """The `format` field, which must be one of `versions`."""
         found = self.take("format", int)
-        if found != version:
-            self.refuse("a format this version does not read", at="format", expected=str(version), found=str(found))
+        if found not in versions:
+            expected = " or ".join(map(str, versions))
+            self.refuse("a format this version does not read", at="format", expected=expected, found=str(found))
+        return found
 
     def done(self) -> None:
         """Refuse fields that nobody asked for.

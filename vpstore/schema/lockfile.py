@@ -1,6 +1,7 @@
 """vpstore.lock: what was agreed, per profile and object@stage.
 
-Place in the path: resolve and build compare with it, `vpstore lock` alone writes it.
+Place in the path: resolve and build compare with it, `vpstore lock` alone writes it. An artifact is the same as the
+agreed one if it has its key and its content, whatever its history.
 Invariants: sorted, two spaces, one newline at the end: the same agreement always has the same bytes, so that git shows
 only what changed.
 
@@ -22,7 +23,7 @@ from vpstore.schema.fields import Fields
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import StageRef, parse_ref
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class LockEntry(NamedTuple):
@@ -32,12 +33,23 @@ class LockEntry(NamedTuple):
     key: Digest
     code: Digest
     params: Digest
+    content: Digest | None = None  # None: an entry of format 1
 
     @classmethod
     def of(cls, manifest: Manifest) -> LockEntry:
         """The entry that accepts this artifact."""
         build = manifest.build
-        return cls(manifest.digest, build.key(), build.code_digest(), build.params_digest())
+        return cls(manifest.digest, build.key(), build.code_digest(), build.params_digest(), manifest.content)
+
+    def is_kept_by(self, other: LockEntry) -> bool:
+        """Whether another artifact is what was agreed: this one, or equal content under the same key."""
+        if self.artifact == other.artifact:
+            return True
+        return self.content is not None and (self.content, self.key) == (other.content, other.key)
+
+    def to_json(self) -> dict[str, Digest]:
+        """The entry as the file has it."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 Profile = Mapping[StageRef, LockEntry]
@@ -60,7 +72,7 @@ class Lockfile:
     def encode(self) -> bytes:
         """The bytes of the file."""
         profiles = {
-            name: {str(ref): entry._asdict() for ref, entry in entries.items()}
+            name: {str(ref): entry.to_json() for ref, entry in entries.items()}
             for name, entries in self.profiles.items()
         }
         return readable_bytes({"format": FORMAT, "profiles": profiles})
@@ -72,16 +84,18 @@ class Lockfile:
         Raises:  BadManifest: not strict JSON, an unknown field, a ref that is not object@stage.
         """
         fields = Fields(parse_strict(data, where=where), where=where)
-        fields.format(FORMAT)
+        version = fields.format_of((1, FORMAT))
         profiles = fields.take("profiles", dict)
         fields.done()
-        return cls({name: _profile(entries, f"{where}: {name}") for name, entries in profiles.items()})
+        return cls({name: _profile(entries, f"{where}: {name}", version) for name, entries in profiles.items()})
 
 
-def _profile(value: Any, where: str) -> dict[StageRef, LockEntry]:
+def _profile(value: Any, where: str, version: int) -> dict[StageRef, LockEntry]:
     if not isinstance(value, dict):
         raise BadManifest("a profile of the lock is not an object", where=where)
-    return {_stage_ref(name, where): _entry(entry, f"{where}: {name}") for name, entry in sorted(value.items())}
+    return {
+        _stage_ref(name, where): _entry(entry, f"{where}: {name}", version) for name, entry in sorted(value.items())
+    }
 
 
 def _stage_ref(text: str, where: str) -> StageRef:
@@ -91,8 +105,10 @@ def _stage_ref(text: str, where: str) -> StageRef:
     return StageRef(ref.object, ref.stage)
 
 
-def _entry(value: Any, where: str) -> LockEntry:
+def _entry(value: Any, where: str, version: int) -> LockEntry:
     fields = Fields(value, where=where)
-    entry = LockEntry(*(fields.digest(name) for name in LockEntry._fields))
+    content = None if version == 1 else fields.optional_digest("content")
+    artifact, key, code, params = (fields.digest(name) for name in ("artifact", "key", "code", "params"))
+    entry = LockEntry(artifact, key, code, params, content)
     fields.done()
     return entry

@@ -1,131 +1,59 @@
-"""Manifests and build records: the two documents that have the two digests.
+"""Manifests: the document of one artifact, whose digest is the artifact's.
 
-Place in the path: publish writes one manifest an artifact; everything that reads an artifact starts from it. The build
-record is the preimage of the build key and a field of the manifest, so the digest of an artifact covers what made it.
-Invariants: no time, host, path of a machine, duration or package version in either; lists are sorted and without
-duplicates, so one artifact has one manifest; `decode` accepts only what `encode` writes.
+Place in the path: publish writes one manifest an artifact; everything that reads an artifact starts from it. It holds
+the build record, so the digest of an artifact covers what made it, down to the bytes of the recipe and the history.
+Invariants: no time, host, path of a machine, duration or package version; lists are sorted and without duplicates, so
+one artifact has one manifest; `decode` accepts only what `encode` writes, in this format and in the first.
 
 Example:
-    manifest = Manifest.decode(data, where="manifest"); key = manifest.build.key()
+    manifest = Manifest.decode(data, where="manifest"); key = manifest.build.key(); seen = manifest.content
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from vpstore.errors import BadManifest
-from vpstore.schema.canonical import canonical_bytes, parse_canonical, readable_bytes
-from vpstore.schema.digest import Digest, parse_sha256
+from vpstore.schema.canonical import canonical_bytes, parse_canonical
+from vpstore.schema.digest import Digest
 from vpstore.schema.fields import Fields
 from vpstore.schema.paths import check_distinct, check_path
+from vpstore.schema.record import (
+    FORMAT,
+    FORMATS,
+    BuildRecord,
+    InputRecord,
+    Pin,
+    RecipeFile,
+    SourceRecord,
+    Variable,
+    path_of,
+    sorted_unique,
+)
 from vpstore.schema.ref import StageRef, check_name
 
-FORMAT: Final = 1
-MEDIA_TYPE: Final = "application/vnd.vpstore.manifest.v1+json"
+__all__ = [
+    "FORMAT",
+    "MANIFEST_FILE",
+    "MEDIA_TYPE",
+    "PROVENANCE_FILE",
+    "BuildRecord",
+    "FileRecord",
+    "InputRecord",
+    "IntermediateRecord",
+    "Manifest",
+    "Pin",
+    "RecipeFile",
+    "SourceRecord",
+    "Variable",
+    "content_of",
+]
+
+MEDIA_TYPE: Final = "application/vnd.vpstore.manifest.v2+json"
 PROVENANCE_FILE: Final = "provenance.json"  # in every artifact that is not a verbatim donor
 MANIFEST_FILE: Final = "artifact.json"  # in every view; no artifact may have a file of this name
-T = TypeVar("T")
-
-
-class RecipeFile(NamedTuple):
-    """One module of a recipe's closure, by its path in the repository."""
-
-    path: str
-    digest: Digest
-
-
-class InputRecord(NamedTuple):
-    """A parent: which part it plays and which artifact it is."""
-
-    role: str
-    artifact: Digest
-
-
-class SourceRecord(NamedTuple):
-    """A leaf from outside, pinned by SHA-256; size None where its provenance does not say."""
-
-    role: str
-    sha256: str
-    size_bytes: int | None
-
-
-class TokenizerRecord(NamedTuple):
-    """The rank file that the ids of an artifact mean."""
-
-    family: str
-    digest: Digest
-    padded_vocab: int
-
-
-@dataclass(frozen=True)
-class BuildRecord:
-    """Everything that goes into a build; the digest of its canonical bytes is the build key."""
-
-    entry: str
-    recipe_files: tuple[RecipeFile, ...]
-    params: dict[str, Any]
-    inputs: tuple[InputRecord, ...] = ()
-    sources: tuple[SourceRecord, ...] = ()
-    tokenizer: TokenizerRecord | None = None
-
-    def __post_init__(self) -> None:
-        """Sort what has no order of its own, refuse duplicates, and take params as they come back from a manifest."""
-        # Canonical JSON knows one kind of number: 1.0 comes back as 1, and readable() must give the same bytes then.
-        params = parse_canonical(canonical_bytes(self.params, where="params"), where="params")
-        object.__setattr__(self, "params", params)
-        for name, label in (("recipe_files", "recipe file"), ("inputs", "input role"), ("sources", "source role")):
-            object.__setattr__(self, name, _sorted_unique(getattr(self, name), lambda row: row[0], label))
-
-    def to_json(self) -> dict[str, Any]:
-        """The preimage, as the manifest and `provenance.json` show it."""
-        return {
-            "format": FORMAT,
-            "recipe": {"entry": self.entry, "files": [row._asdict() for row in self.recipe_files]},
-            "params": self.params,
-            "inputs": [row._asdict() for row in self.inputs],
-            "sources": [row._asdict() for row in self.sources],
-            "tokenizer": None if self.tokenizer is None else self.tokenizer._asdict(),
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> BuildRecord:
-        """Read a preimage.
-
-        Raises:  BadManifest: a missing, mistyped or unknown field.
-        """
-        fields.format(FORMAT)
-        recipe = fields.inner("recipe")
-        entry = recipe.text("entry")
-        files = recipe.each("files", lambda row: RecipeFile(_path(row), row.digest("digest")))
-        recipe.done()
-        check_distinct((row.path for row in files), where=recipe.where)
-        params = fields.take("params", dict)
-        inputs = fields.each("inputs", lambda row: InputRecord(_role(row), row.digest("artifact")))
-        sources = fields.each("sources", _source)
-        tokenizer = fields.optional("tokenizer", dict)
-        fields.done()
-        return cls(
-            entry, files, params, inputs, sources, None if tokenizer is None else _tokenizer(tokenizer, fields.where)
-        )
-
-    def key(self) -> Digest:
-        """The build key, known before the build."""
-        return Digest.of(canonical_bytes(self.to_json(), where="build record"))
-
-    def code_digest(self) -> Digest:
-        """One digest over the recipe's entry and its closure: what the lock calls `code`."""
-        return Digest.of(canonical_bytes(self.to_json()["recipe"], where="recipe"))
-
-    def params_digest(self) -> Digest:
-        """One digest over the typed params."""
-        return Digest.of(canonical_bytes(self.params, where="params"))
-
-    def readable(self) -> bytes:
-        """The bytes of the artifact's `provenance.json`."""
-        return readable_bytes(self.to_json())
 
 
 @dataclass(frozen=True)
@@ -154,6 +82,12 @@ class IntermediateRecord(NamedTuple):
     size_bytes: int
 
 
+def content_of(files: tuple[FileRecord, ...]) -> Digest:
+    """One digest over what files are and what they are called: all that a child can see of a parent."""
+    rows = [{"path": row.path, "digest": row.digest, "size_bytes": row.size_bytes} for row in files]
+    return Digest.of(canonical_bytes({"files": rows}, where="content"))
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The document of one artifact; its digest is the artifact's."""
@@ -163,15 +97,27 @@ class Manifest:
     build: BuildRecord
     files: tuple[FileRecord, ...]
     intermediates: tuple[IntermediateRecord, ...] = ()
+    verbatim: bool = False  # its files are a donor's, a provenance.json among them, too
 
     def __post_init__(self) -> None:
         """Sort by path and name; hold the paths against the rules."""
         where = f"manifest of {self.object}@{self.stage}"
-        object.__setattr__(self, "files", _sorted_unique(self.files, lambda row: row.path, "path"))
-        object.__setattr__(self, "intermediates", _sorted_unique(self.intermediates, lambda row: row.name, "name"))
+        object.__setattr__(self, "files", sorted_unique(self.files, lambda row: row.path, "path"))
+        object.__setattr__(self, "intermediates", sorted_unique(self.intermediates, lambda row: row.name, "name"))
         for path in [row.path for row in self.files] + [row.name for row in self.intermediates]:
             check_path(path, where=where)
         check_distinct([MANIFEST_FILE, *(row.path for row in self.files)], where=where)
+
+    @cached_property
+    def seen(self) -> tuple[FileRecord, ...]:
+        """The files that a child can see: all but the provenance that publish wrote, which names the history."""
+        own = None if self.verbatim else self.by_path.get(PROVENANCE_FILE)
+        return tuple(row for row in self.files if row is not own)
+
+    @cached_property
+    def content(self) -> Digest:
+        """The digest of what a child can see; two artifacts of equal content are one parent to it."""
+        return content_of(self.seen)
 
     @property
     def ref(self) -> StageRef:
@@ -204,14 +150,17 @@ class Manifest:
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes."""
+        version = self.build.format
+        second = {} if version == 1 else {"verbatim": self.verbatim, "content": self.content}
         return canonical_bytes(
             {
-                "format": FORMAT,
+                "format": version,
                 "object": self.object,
                 "stage": self.stage,
                 "build": self.build.to_json(),
                 "files": [row.to_json() for row in self.files],
                 "intermediates": [row._asdict() for row in self.intermediates],
+                **second,
             },
             where=f"manifest of {self.object}@{self.stage}",
         )
@@ -225,10 +174,11 @@ class Manifest:
     def decode(cls, data: bytes, *, where: str) -> Manifest:
         """Read a manifest, accepting only what `encoded` writes.
 
-        Raises:  BadManifest: not canonical, a missing or unknown field, an unacceptable path, lists not in order.
+        Raises:  BadManifest: not canonical, a missing or unknown field, an unacceptable path, lists not in order, a
+                 content that is not that of the files.
         """
         fields = Fields(parse_canonical(data, where=where), where=where)
-        fields.format(FORMAT)
+        version = fields.format_of(FORMATS)
         name = check_name(fields.text("object"), where=where, error=BadManifest)
         stage = check_name(fields.text("stage"), where=where, error=BadManifest)
         build = BuildRecord.from_fields(fields.inner("build"))
@@ -237,8 +187,15 @@ class Manifest:
             "intermediates",
             lambda row: IntermediateRecord(row.text("name"), row.digest("digest"), row.count("size_bytes")),
         )
+        verbatim = _is_verbatim(files, build) if version == 1 else fields.take("verbatim", bool)
+        content = None if version == 1 else fields.digest("content")
         fields.done()
-        manifest = cls(name, stage, build, files, parts)
+        if build.format != version:
+            raise BadManifest("a manifest and its build record differ in format", where=where)
+        manifest = cls(name, stage, build, files, parts, verbatim)
+        if content is not None and content != manifest.content:
+            found = f"{content}, where its files give {manifest.content}"
+            raise BadManifest("a manifest contradicts its own files", where=f"{where}: content", found=found)
         if manifest.encoded != data:
             raise BadManifest(
                 "the lists of a manifest are not in order", where=where, expected="sorted by path or role"
@@ -246,39 +203,17 @@ class Manifest:
         return manifest
 
 
+def _is_verbatim(files: tuple[FileRecord, ...], build: BuildRecord) -> bool:
+    """The first format does not say it; what publish wrote is known by its bytes."""
+    derived = Digest.of(build.readable())
+    return all(row.path != PROVENANCE_FILE or row.digest != derived for row in files)
+
+
 def _file(row: Fields) -> FileRecord:
     return FileRecord(
-        _path(row),
+        path_of(row),
         row.text("media_type"),
         row.digest("digest"),
         row.count("size_bytes"),
         row.optional_digest("tensors"),
     )
-
-
-def _path(row: Fields) -> str:
-    return check_path(row.text("path"), where=row.where)
-
-
-def _role(row: Fields) -> str:
-    return check_path(row.text("role"), where=row.where)
-
-
-def _source(row: Fields) -> SourceRecord:
-    size = row.optional("size_bytes", int)
-    return SourceRecord(_role(row), parse_sha256(row.text("sha256"), where=row.where), size)
-
-
-def _tokenizer(value: dict[str, Any], where: str) -> TokenizerRecord:
-    row = Fields(value, where=f"{where}: tokenizer")
-    record = TokenizerRecord(row.text("family"), row.digest("digest"), row.count("padded_vocab"))
-    row.done()
-    return record
-
-
-def _sorted_unique(rows: Iterable[T], name: Callable[[T], str], label: str) -> tuple[T, ...]:
-    ordered: Sequence[T] = sorted(rows, key=name)
-    for before, after in zip(ordered, ordered[1:], strict=False):
-        if name(before) == name(after):
-            raise BadManifest(f"a {label} appears twice", where=name(after), found=name(after))
-    return tuple(ordered)

@@ -35,6 +35,7 @@ class StageDeclaration:
     sources: Mapping[str, str]  # role -> provenance JSON, relative to the checkout
     tokenizer: str | None
     config: tuple[str, ...]  # TOML files of the params, relative to the checkout
+    by_artifact: frozenset[str] = frozenset()  # roles whose artifact's digest the recipe writes down
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _stage(ref: StageRef, value: Any, where: str) -> StageDeclaration:
     mode = fields.optional("mode", str)
     if mode is not None:
         check_name(mode, where=where)
-    inputs = {role: text for role, text in (fields.optional("inputs", dict) or {}).items()}
+    written = fields.optional("inputs", dict) or {}
+    inputs, by_artifact = _inputs(written, f"{where}: inputs")
     sources = fields.optional("sources", dict) or {}
     tokenizer = fields.optional("tokenizer", str)
     config = tuple(fields.optional("config", list) or ())
@@ -189,7 +191,22 @@ def _stage(ref: StageRef, value: Any, where: str) -> StageDeclaration:
     for path in (*sources.values(), *config):
         check_path(path, where=where)
     parents = {check_name(role, where=where): _unlinked(text, where) for role, text in inputs.items()}
-    return StageDeclaration(ref, recipe, mode, parents, sources, tokenizer, config)
+    return StageDeclaration(ref, recipe, mode, parents, sources, tokenizer, config, by_artifact)
+
+
+def _inputs(written: Mapping[str, Any], where: str) -> tuple[dict[str, Any], frozenset[str]]:
+    """Parents by role, each a ref or `{ ref = …, by = "artifact" }`, and the roles that are by artifact."""
+    inputs, by_artifact = dict(written), set()
+    for role, value in written.items():
+        if not isinstance(value, Mapping):
+            continue
+        fields = Fields(value, where=f"{where}.{role}", error=UsageError)
+        inputs[role], by = fields.text("ref"), fields.text("by")
+        fields.done()
+        if by not in ("content", "artifact"):
+            fields.refuse("an unknown word", at="by", expected='"content" or "artifact"', found=by[:40])
+        by_artifact |= {role} if by == "artifact" else set()
+    return inputs, frozenset(by_artifact)
 
 
 def _unlinked(text: str, where: str) -> StageRef:
@@ -221,7 +238,7 @@ def _linked(item: ObjectDeclaration, whole: Objects, where: str) -> ObjectDeclar
                     next_step=f"name one of these in {where}",
                 ) from None
         stages[name] = StageDeclaration(
-            stage.ref, stage.recipe, stage.mode, inputs, stage.sources, stage.tokenizer, stage.config
+            stage.ref, stage.recipe, stage.mode, inputs, stage.sources, stage.tokenizer, stage.config, stage.by_artifact
         )
     return ObjectDeclaration(item.name, item.default_stage, item.build_all, stages)
 

@@ -1,8 +1,11 @@
 """Pointers: which artifact each object@stage of a checkout is now.
 
-Place in the path: build writes one last of all, resolve starts from it, DVC has it as the stage's out.
-Invariants: a pointer is whole or absent; its file name, object and stage agree; rewriting an equal pointer does not
-touch the file, so that nothing downstream looks changed.
+Place in the path: build writes one last of all, resolve starts from it, DVC has it as the stage's out. A pointer holds
+key and content, so that its bytes stay when a parent is another artifact of equal content, and DVC stops there. Which
+artifact that is, a second file beside it says, which DVC does not know.
+Invariants: a pointer is whole or absent; its file name, object and stage agree; the second file has the artifact of the
+pointer at every moment, as it keeps the ones before, too; rewriting an equal pointer does not touch the file, so that
+nothing downstream looks changed.
 
 Example:
     checkout.pointers.read(StageRef("vpMoE", "smoke")).artifact
@@ -10,9 +13,11 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vpstore.errors import BadManifest, VpstoreError
 from vpstore.schema.canonical import parse_strict, readable_bytes
@@ -21,7 +26,11 @@ from vpstore.schema.fields import Fields
 from vpstore.schema.ref import StageRef, check_name
 from vpstore.storage import atomic, beneath
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+SUFFIX: Final = ".json"
+ARTIFACT_SUFFIX: Final = ".artifact"
+_REMEMBERED: Final = 8  # pointers before the last one, for who brings an old one back
+LOCK: Final = ".refs"  # held by the one who writes reports and the pointer of a stage of this profile
 
 
 @dataclass(frozen=True)
@@ -31,32 +40,82 @@ class Pointer:
     ref: StageRef
     artifact: Digest
     key: Digest
+    content: Digest | None = None  # None: a pointer of format 1, which has the artifact itself
 
     def encode(self) -> bytes:
-        """The bytes of the file."""
-        return readable_bytes(
-            {
-                "format": FORMAT,
-                "object": self.ref.object,
-                "stage": self.ref.stage,
-                "artifact": self.artifact,
-                "key": self.key,
-            }
-        )
+        """The bytes of the file that DVC sees."""
+        seen = {"artifact": self.artifact} if self.content is None else {"content": self.content}
+        version = 1 if self.content is None else FORMAT
+        named = {"format": version, "object": self.ref.object, "stage": self.ref.stage}
+        return readable_bytes({**named, "key": self.key, **seen})
 
     @classmethod
-    def decode(cls, data: bytes, *, where: str) -> Pointer:
+    def decode(cls, data: bytes, *, where: str, artifacts: Iterable[Known] = ()) -> Pointer:
         """Read a pointer.
 
-        Raises:  BadManifest: not JSON, a missing or unknown field, a digest or name of the wrong form.
+        Args:    artifacts: the rows of the file beside it.
+        Raises:  BadManifest: not JSON, a missing or unknown field, a digest or name of the wrong form; nothing says
+                 which artifact it is.
         """
         fields = Fields(parse_strict(data, where=where), where=where)
-        fields.format(FORMAT)
+        version = fields.format_of((1, FORMAT))
         name = check_name(fields.text("object"), where=where, error=BadManifest)
-        stage = check_name(fields.text("stage"), where=where, error=BadManifest)
-        pointer = cls(StageRef(name, stage), fields.digest("artifact"), fields.digest("key"))
+        ref = StageRef(name, check_name(fields.text("stage"), where=where, error=BadManifest))
+        content = None if version == 1 else fields.digest("content")
+        artifact = fields.digest("artifact") if version == 1 else None
+        key = fields.digest("key")
         fields.done()
-        return pointer
+        for row in artifacts:
+            if (row.key, row.content) == (key, content):
+                artifact = row.artifact
+        if artifact is None:
+            expected = f"a row with its key and content in the file {ARTIFACT_SUFFIX} beside it"
+            raise BadManifest("nothing says which artifact a pointer is", where=where, expected=expected)
+        return cls(ref, artifact, key, content)
+
+
+class Known(NamedTuple):
+    """One row of the second file: an artifact by what a pointer says of it."""
+
+    artifact: Digest
+    content: Digest
+    key: Digest
+
+    @classmethod
+    def of(cls, pointer: Pointer) -> Known | None:
+        """The row of a pointer; None for one that has the artifact itself."""
+        return None if pointer.content is None else cls(pointer.artifact, pointer.content, pointer.key)
+
+
+def encode_known(rows: Iterable[Known]) -> bytes:
+    """The bytes of the second file."""
+    return readable_bytes({"format": FORMAT, "artifacts": [row._asdict() for row in rows]})
+
+
+def decode_known(data: bytes, *, where: str) -> tuple[Known, ...]:
+    """The rows of the second file, the newest last.
+
+    Raises:  BadManifest: not of its form.
+    """
+    fields = Fields(parse_strict(data, where=where), where=where)
+    fields.format(FORMAT)
+    rows = fields.each("artifacts", lambda row: Known(*(row.digest(name) for name in Known._fields)))
+    fields.done()
+    return rows
+
+
+def read_pointer(path: Path) -> Pointer:
+    """The pointer in a file, with what the file beside it says.
+
+    Raises:  FileNotFoundError: there is none; OSError; BadManifest.
+    """
+    data = path.read_bytes()
+    beside = path.with_suffix(ARTIFACT_SUFFIX)
+    try:
+        known = decode_known(beside.read_bytes(), where=str(beside))
+    except FileNotFoundError:
+        known = ()
+    return Pointer.decode(data, where=str(path), artifacts=known)
 
 
 @dataclass(frozen=True)
@@ -78,11 +137,13 @@ class Pointers:
         path = self.path(ref)
         with atomic.disk_errors(path, "reading a pointer"):
             try:
-                data = path.read_bytes()
+                return self._checked(path, ref)
             except FileNotFoundError:
                 return None
+
+    def _checked(self, path: Path, ref: StageRef) -> Pointer:
         try:
-            pointer = Pointer.decode(data, where=str(path))
+            pointer = read_pointer(path)
             if pointer.ref != ref:
                 raise BadManifest(
                     "a pointer is about another stage", where=str(path), expected=str(ref), found=str(pointer.ref)
@@ -98,18 +159,36 @@ class Pointers:
         Returns: whether the file changed.
         Raises:  VpstoreError: the folder is not the checkout's own, see `beneath`.
         """
+        path = self.path(pointer.ref)
         with beneath.opened(self.top, self.root) as place:
-            changed = atomic.write_if_different(place / self.path(pointer.ref).name, pointer.encode())
+            self._write_known(place, pointer)
+            changed = atomic.write_if_different(place / path.name, pointer.encode())
         self.settle()
         return changed
 
+    def _write_known(self, place: Path, pointer: Pointer) -> None:
+        """Let the second file have the artifact of this pointer, that of the one that is there, and older ones."""
+        new = Known.of(pointer)
+        if new is None:
+            return
+        beside = place / self.path(pointer.ref).with_suffix(ARTIFACT_SUFFIX).name
+        rows: tuple[Known, ...] = ()
+        with suppress(FileNotFoundError, BadManifest):
+            rows = decode_known(beside.read_bytes(), where=str(beside))
+        if new not in rows:
+            others = [row for row in rows if (row.key, row.content) != (new.key, new.content)]
+            rows = (*others[-_REMEMBERED:], new)
+        atomic.write_if_different(beside, encode_known(rows))
+
     def add(self, pointer: Pointer) -> None:
-        """Write a pointer where there is none; one that another process writes at the same moment stays.
+        """Write a pointer where there is none; one that is there stays. Called under `LOCK`.
 
         Raises:  VpstoreError: as `write`; or a link that leads nowhere lies in its place.
         """
         path = self.path(pointer.ref)
         with beneath.opened(self.top, self.root) as place:
+            if not (place / path.name).exists():
+                self._write_known(place, pointer)
             atomic.write_once(place / path.name, pointer.encode())
         if not path.exists():
             next_step = "remove it, or bring back what it leads to; then run the command again"

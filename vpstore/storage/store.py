@@ -1,8 +1,9 @@
 """The store: blobs, keys and attestations under one root, and the folders work is done in.
 
 Place in the path: publish, resolve and verify are handed one. Many checkouts may share it.
-Invariants: `format` says "vpstore 1" and is written last when a store is made, so a half-made one is no store; only one
-builder works on a key at a time; everything temporary lies on the same file system as the blobs.
+Invariants: `format` is written last when a store is made, so a half-made one is no store; it says "vpstore 2" before
+the first manifest of that format is there, so that a program that does not read it stops at once; only one builder
+works on a key at a time; everything temporary lies on the same file system as the blobs.
 
 Example:
     store = Store.find(Path.cwd())
@@ -31,7 +32,8 @@ from vpstore.storage.roots import Roots
 from vpstore.storage.stamps import Stamps
 
 NAME: Final = ".vpstore"
-FORMAT: Final = b"vpstore 1\n"
+FORMAT: Final = b"vpstore 2\n"
+FIRST: Final = b"vpstore 1\n"  # with manifests of the first format alone; the layout is the same
 ROOT_VARIABLE: Final = "VPSTORE_ROOT"
 _MAKE_ONE: Final = "vpstore build makes one; vpstore pull makes one and fills it with what the lock names"
 _FOLDERS: Final = ("blobs/blake3", "keys", "attestations", "roots", "tmp", "locks", "quarantine", "work")
@@ -62,11 +64,11 @@ class Store:
             raise NoStore("there is no store here", where=str(root), next_step=_MAKE_ONE) from None
         except OSError as error:
             raise _unusable(root / "format", error) from error
-        if found != FORMAT:
+        if found not in (FIRST, FORMAT):
             raise NoStore(
                 "a store of another format",
                 where=str(root / "format"),
-                expected=FORMAT.decode().strip(),
+                expected=f"{FIRST.decode().strip()} or {FORMAT.decode().strip()}",
                 found=repr(found[:40]),
                 next_step="use the version of vpstore that wrote it, or another VPSTORE_ROOT",
             )
@@ -136,6 +138,13 @@ class Store:
         label = f"manifest of {what}" if what else "manifest"
         return Manifest.decode(self.blobs.read(artifact, what=label), where=f"{label} {artifact}")
 
+    def read(self, digest: Digest) -> bytes:
+        """The bytes of a blob, verified as they are read.
+
+        Raises:  BlobMissing, DigestMismatch.
+        """
+        return self.blobs.read(digest)
+
     def settle(self) -> None:
         """Make durable every blob's name that was stored or found, before anything that lasts may name them."""
         self.blobs.settle()
@@ -143,10 +152,18 @@ class Store:
 
     def put_manifest(self, manifest: Manifest) -> None:
         """Store a manifest all of whose blobs are here, whoever stored them: durable, names too, when this returns."""
+        self.announce(manifest)
         self.blobs.rely_on(manifest.blobs())
         self.settle()
         self.blobs.put_bytes(manifest.encoded)
         self.settle()
+
+    def announce(self, manifest: Manifest) -> None:
+        """Say, before a manifest of the second format is stored, that there are such; durable when this returns."""
+        path = self.root / "format"
+        if manifest.build.format > 1 and path.read_bytes() == FIRST:
+            atomic.write_file(path, FORMAT, folder=self.root / "tmp")
+            atomic.fsync_directory(self.root)
 
     def scratch(self, key: Digest) -> Path:
         """The folder in which one key is built; it survives an interruption."""

@@ -108,6 +108,7 @@ class Link:
             "lock": dossier.standing,
             "stale": list(dossier.stale),
             "signed_by": list(dossier.signers),
+            "vouched": dossier.vouched,
             "faults": len(dossier.faults),
             "remarks": sorted(dossier.remarks),
         }
@@ -223,6 +224,7 @@ class _Run:
         registry.check_pointer(dossier, manifest, work)
         registry.check_key(dossier, manifest, work.store)
         check_statements(dossier, manifest, work.store.attestations, self.keys, uncommitted=self.uncommitted)
+        dossier.vouched = registry.vouched(dossier, manifest, self.agreed, work.store)
         if self.strictness.signed and not dossier.signers:
             reasons = "; ".join(f"by {name}, but {self.uncommitted[name]}" for name in dossier.uncounted)
             dossier.fault("signature", "signatures", expected="one by a trusted key", found=reasons or "none")

@@ -28,12 +28,13 @@ class Comparison:
     files: tuple[str, ...] = ()  # paths that differ, are new or are gone
     tensors: tuple[str, ...] = ()  # tensors that differ, are new or are gone
     tensors_total: int = 0
+    is_history: bool = False  # the same content and key, by other ancestors or with other comments in the recipe
     is_known: bool = field(default=True)  # False: the agreed artifact is not here, so files and tensors say nothing
 
     def sentence(self) -> str:
         """One line for a person."""
         if self.status == "same":
-            return "identical to vpstore.lock"
+            return "identical to vpstore.lock" + ", but for its history" * self.is_history
         if self.status == "absent":
             return "not in vpstore.lock"
         why = "; ".join(self.reasons)
@@ -50,9 +51,10 @@ def compare_with_lock(work: Workspace, manifest: Manifest) -> Comparison:
     entry = work.checkout.lock().entry(work.checkout.profile, manifest.ref)
     if entry is None:
         return Comparison("absent")
-    if entry.artifact == manifest.digest:
-        return Comparison("same")
-    reasons = _reasons(entry, LockEntry.of(manifest))
+    own = LockEntry.of(manifest)
+    if entry.is_kept_by(own):
+        return Comparison("same", is_history=entry.artifact != manifest.digest)
+    reasons = _reasons(entry, own)
     try:
         agreed = work.store.manifest(entry.artifact)
         tensors, total = _differing_tensors(work, agreed, manifest)
@@ -65,7 +67,7 @@ def _reasons(agreed: LockEntry, found: LockEntry) -> tuple[str, ...]:
     if agreed.key == found.key:
         return ("same build key, other bytes: another machine or environment, or a build that does not reproduce",)
     reasons = [name for name in ("code", "params") if getattr(agreed, name) != getattr(found, name)]
-    return tuple(f"other {name}" for name in reasons) or ("other inputs, sources or tokenizer",)
+    return tuple(f"other {name}" for name in reasons) or ("other inputs, sources or pins",)
 
 
 def _differing_files(agreed: Manifest, found: Manifest) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from vpstore.lineage import Lineage, Node
-from vpstore.schema.lockfile import Profile
+from vpstore.schema.lockfile import LockEntry, Profile
 from vpstore.workspace import LockStatus
 
 
@@ -22,7 +22,8 @@ def lock_status(node: Node, agreed: Profile) -> LockStatus:
     entry = agreed.get(node.manifest.ref) if node.manifest is not None else None
     if entry is None:
         return "absent"
-    return "same" if entry.artifact == node.artifact else "differs"
+    assert node.manifest is not None  # else there is no entry
+    return "same" if entry.is_kept_by(LockEntry.of(node.manifest)) else "differs"
 
 
 def document(lineage: Lineage, agreed: Profile) -> dict[str, Any]:

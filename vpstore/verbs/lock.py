@@ -53,15 +53,18 @@ class LockChange:
         }
 
 
-def lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = False) -> tuple[LockChange, ...]:
+def lock_refs(
+    work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool = False, history: bool = False
+) -> tuple[LockChange, ...]:
     """Make the lock say what the pointers say.
 
-    Args:    refs: which; none means every stage that has a pointer, and entries of undeclared stages are removed.
+    Args:    refs: which; none means every stage that has a pointer, and entries of undeclared stages are removed;
+             history: change an entry also where only the history is another, and content and key are the agreed ones.
     Returns: one change a ref, sorted.
     Raises:  NoSuchRef: a named ref has no pointer, or nothing at all is built; BlobMissing, DigestMismatch.
     """
     with work.changing(), _alone(work, is_dry_run=is_dry_run):
-        return _lock_refs(work, refs, is_dry_run=is_dry_run)
+        return _lock_refs(work, refs, is_dry_run=is_dry_run, history=history)
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def _alone(work: Workspace, *, is_dry_run: bool) -> Iterator[None]:
         yield
 
 
-def _lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool) -> tuple[LockChange, ...]:
+def _lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool, history: bool) -> tuple[LockChange, ...]:
     lock = work.checkout.lock()
     entries = dict(lock.profiles.get(work.checkout.profile, {}))
     before = dict(entries)
@@ -90,7 +93,9 @@ def _lock_refs(work: Workspace, refs: Sequence[StageRef], *, is_dry_run: bool) -
     if not built:
         raise NoSuchRef("nothing is built yet", where=f"profile {work.checkout.profile}", next_step="dvc repro")
     for ref in built:  # under `changing`: what is found whole stays until the lock itself keeps it
-        entries[ref] = _entry(work, ref)
+        found, agreed = _entry(work, ref), before.get(ref)
+        if agreed is None or agreed.content is None or history or not agreed.is_kept_by(found):
+            entries[ref] = found
     if not is_dry_run:
         _write(work, lock, entries)
     touched = sorted((before.keys() - entries.keys()) | set(built), key=str)

@@ -11,9 +11,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Final
@@ -29,6 +29,7 @@ from vpstore.schema.manifest import (
     FileRecord,
     IntermediateRecord,
     Manifest,
+    RecipeFile,
 )
 from vpstore.schema.paths import check_distinct, check_path
 from vpstore.schema.ref import StageRef
@@ -50,14 +51,15 @@ class Publication:
     staged: Staged
     scratch: Path  # files below it are moved into the store, others are copied
     verbatim: bool = False  # a donor: provenance.json is not added
+    recipe: Mapping[RecipeFile, bytes] = field(default_factory=dict)  # what stood in the record's recipe files
 
 
 def publish(work: Workspace, publication: Publication, *, facts: Callable[[], BuildFacts]) -> Manifest:
     """Put an artifact into the store.
 
     Args:    facts: called when the bytes are in, so that the attestation says when the build was finished.
-    Raises:  RecipeRefused: a staged path is not acceptable, a file is missing or is no safetensors shard, or a recipe
-             file changed while the recipe ran; VpstoreError: the disk refuses.
+    Raises:  RecipeRefused: a staged path is not acceptable, a file is missing or is no safetensors shard; VpstoreError:
+             the disk refuses.
     """
     _check_names(publication)
     with atomic.disk_errors(work.store.root, f"publishing {publication.ref}"):
@@ -65,9 +67,11 @@ def publish(work: Workspace, publication: Publication, *, facts: Callable[[], Bu
         files, intermediates = _store_staged(work, publication)
         if not publication.verbatim:
             files.append(_store_provenance(work, publication.record))
+        ref, record = publication.ref, publication.record
         manifest = Manifest(
-            publication.ref.object, publication.ref.stage, publication.record, tuple(files), tuple(intermediates)
+            ref.object, ref.stage, record, tuple(files), tuple(intermediates), verbatim=publication.verbatim
         )
+        work.store.announce(manifest)
         work.store.settle()
         work.store.blobs.put_bytes(manifest.encoded)
         work.store.settle()
@@ -97,19 +101,10 @@ def _check_names(publication: Publication) -> None:
 
 
 def _store_recipe(work: Workspace, publication: Publication) -> None:
-    """Store the closure's files; they must still be what the key says."""
+    """Store the closure's files as they were when the key was made; what ran was laid out from these bytes."""
     for row in publication.record.recipe_files:
-        if work.store.blobs.find(row.digest):
-            unchanged = atomic.digest_file(work.checkout.root / row.path)[0] == row.digest
-        else:
-            unchanged = work.store.blobs.put_copy(work.checkout.root / row.path)[0] == row.digest
-        if not unchanged:
-            raise RecipeRefused(
-                "a recipe file changed while the recipe ran",
-                where=f"{publication.ref}, {row.path}",
-                expected=row.digest,
-                next_step="put it back to publish what was computed, or run again to build with the new file",
-            )
+        if not work.store.blobs.find(row.digest):
+            work.store.blobs.put_bytes(publication.recipe[row])
 
 
 def _store_staged(work: Workspace, publication: Publication) -> tuple[list[FileRecord], list[IntermediateRecord]]:

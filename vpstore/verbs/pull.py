@@ -21,9 +21,11 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 
+from vpstore.claims import refuse_contradictions
 from vpstore.errors import DigestMismatch, NotLocked, VpstoreError
 from vpstore.holdings import lock_name, pointer_name
 from vpstore.schema.digest import Digest, apart
+from vpstore.schema.lockfile import LockEntry
 from vpstore.schema.manifest import Manifest
 from vpstore.sharing.crew import DEFAULT_WORKERS, Crew
 from vpstore.sharing.naming import rightly_named
@@ -32,7 +34,8 @@ from vpstore.sharing.receiving import receive
 from vpstore.sharing.report import Moved, Report, Shared
 from vpstore.sharing.trust import Trust, Word, missing_files, store_word
 from vpstore.storage import atomic
-from vpstore.storage.pointers import Pointer
+from vpstore.storage.locks import Locks
+from vpstore.storage.pointers import LOCK, Pointer
 from vpstore.storage.remotes.base import Remote, blob_name
 from vpstore.storage.store import Store
 from vpstore.workspace import Workspace
@@ -195,10 +198,12 @@ def _finish(run: _Pull, manifest: Manifest) -> bool:
             told = copy(error)  # each artifact that shares the blob has its own line
             told.where = f"{manifest.ref}, {what}" + (f": {error.where}" if error.where else "")
             failures.append(told)
+    store = run.store
+    if not failures and not run.report.is_dry_run:
+        failures += _untrue(run, manifest)
     run.report.failures += failures
     if failures:
         return False
-    store = run.store
     word = run.words[manifest.digest]
     if store.blobs.is_whole(manifest.digest):
         run.report.present += 1
@@ -210,6 +215,31 @@ def _finish(run: _Pull, manifest: Manifest) -> bool:
             store.put_manifest(manifest)
             store_word(store, manifest, word)
     return True
+
+
+@dataclass(frozen=True)
+class _Come:
+    """Blobs that are here now, and manifests, which may still be on their way into the store."""
+
+    run: _Pull
+
+    def read(self, digest: Digest) -> bytes:
+        return self.run.store.read(digest)
+
+    def manifest(self, artifact: Digest) -> Manifest:
+        known = self.run.lineage.manifests.get(artifact)
+        return self.run.store.manifest(artifact) if known is None else known
+
+
+def _untrue(run: _Pull, manifest: Manifest) -> list[VpstoreError]:
+    """Why an artifact is refused although all of it came: it claims a code or a content that it does not have."""
+    try:
+        refuse_contradictions(
+            _Come(run), manifest, next_step="tell whoever keeps the remote: it was damaged or forged there"
+        )
+    except VpstoreError as error:
+        return [error]
+    return []
 
 
 def _failure(run: _Pull, digest: Digest) -> VpstoreError | None:
@@ -225,6 +255,14 @@ def _failure(run: _Pull, digest: Digest) -> VpstoreError | None:
     else:
         run.lacking[digest] = error
     return error
+
+
+def _add_pointer(task: _Task, row: Wanted, entry: LockEntry) -> None:
+    work = task.work
+    manifest = work.store.manifest(row.artifact)
+    pointer = Pointer(manifest.ref, row.artifact, entry.key, manifest.content)
+    with work.checkout.opened(work.checkout.views) as place, Locks(place).exclusive(LOCK):
+        work.checkout.pointers.add(pointer)
 
 
 def _point(task: _Task, complete: Collection[Digest], rooted: Collection[Digest]) -> None:
@@ -249,7 +287,7 @@ def _point(task: _Task, complete: Collection[Digest], rooted: Collection[Digest]
         with work.changing(), atomic.disk_errors(work.checkout.views, "writing the pointer"):
             work.hold(held)
             if is_due and row.entry is not None:
-                work.checkout.pointers.add(Pointer(row.ref, row.artifact, row.entry.key))
+                _add_pointer(task, row, row.entry)
             elif pointer is not None:
                 work.checkout.pointers.settle()
         if pointer is not None and pointer.artifact != row.artifact:

@@ -44,6 +44,7 @@ def resolve(work: Workspace, ref: Ref, *, locked: bool = False, full: bool = Fal
     if status != "same":
         _mind_the_lock(work, stage, artifact, refuse=locked)
     manifest = verified_manifest(work, stage, artifact, full=full)
+    _tell_history(work, stage, artifact, status)
     if is_named:
         _refuse_forged_key(work, stage, manifest)
         _mind_staleness(work, manifest)
@@ -89,7 +90,17 @@ def verified_manifest(
 def _refuse_forged_key(work: Workspace, stage: StageRef, manifest: Manifest) -> None:
     pointer = work.checkout.pointers.read(stage)
     key = manifest.build.key()
-    if pointer is not None and pointer.artifact == manifest.digest and pointer.key != key:
+    if pointer is None or pointer.artifact != manifest.digest:
+        return
+    if pointer.content not in (None, manifest.content):
+        raise BadManifest(
+            "a pointer names a content that its artifact does not have",
+            where=work.checkout.relative(work.checkout.pointers.path(stage)),
+            expected=manifest.content,
+            found=str(pointer.content),
+            next_step=f"vpstore build {stage} writes it anew",
+        )
+    if pointer.key != key:
         raise BadManifest(
             "a pointer names a key that its artifact was not built under",
             where=work.checkout.relative(work.checkout.pointers.path(stage)),
@@ -112,6 +123,13 @@ def _mind_the_lock(work: Workspace, stage: StageRef, artifact: Digest, *, refuse
     if entry is not None:
         here, agreed = apart(artifact, entry.artifact)
         work.narrator.warn(f"{stage} is {here}, the lock says {agreed}")
+
+
+def _tell_history(work: Workspace, stage: StageRef, artifact: Digest, status: LockStatus) -> None:
+    entry = work.checkout.lock().entry(work.checkout.profile, stage)
+    if status == "same" and entry is not None and entry.artifact != artifact:
+        here, agreed = apart(artifact, entry.artifact)
+        work.narrator.note(f"{stage} is {here}: the content and key of the lock's {agreed}, with another history")
 
 
 def _mind_staleness(work: Workspace, manifest: Manifest) -> None:

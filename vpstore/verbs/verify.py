@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from vpstore.claims import contradictions
 from vpstore.errors import BadManifest, UsageError, VpstoreError
 from vpstore.evidence.verification import Verification
 from vpstore.schema.digest import Digest
@@ -80,9 +81,9 @@ def _verify_ref(run: Verification, ref: StageRef) -> None:
         run.add(f"{ref}: {error.where}", expected=error.expected or what, found=error.found or error.what)
         return
     if pointer is not None:
-        artifact, claimed = pointer.artifact, pointer.key
+        artifact, claimed, content = pointer.artifact, pointer.key, pointer.content
     elif entry is not None:
-        artifact, claimed = entry.artifact, entry.key
+        artifact, claimed, content = entry.artifact, entry.key, entry.content
     else:
         run.add(str(ref), expected="a pointer or a lock entry", found="neither")
         return
@@ -93,6 +94,8 @@ def _verify_ref(run: Verification, ref: StageRef) -> None:
         run.add(f"{ref}: manifest", expected=str(ref), found=str(manifest.ref), blob=artifact)
     if manifest.build.key() != claimed:
         run.add(f"{ref}: pointer", expected=manifest.build.key(), found=claimed)
+    if content not in (None, manifest.content):
+        run.add(f"{ref}: pointer, content", expected=manifest.content, found=str(content))
     run.told.add(work.store.keys.folder(manifest.build.key()) / artifact.hex)
     if manifest.digest not in work.store.keys.artifacts(manifest.build.key()):
         run.add(f"{ref}: key file", expected=f"{manifest.build.key()} -> {artifact}", found="missing or damaged")
@@ -118,6 +121,8 @@ def verify_artifact(run: Verification, artifact: Digest, *, label: str) -> Manif
         _verify_blob(run, part.digest, where=f"{label}: intermediate {part.name}")
     for source in manifest.build.recipe_files:
         _verify_blob(run, source.digest, where=f"{label}: recipe file {source.path}")
+    for one in contradictions(run.work.store, manifest):
+        run.add_claim(label, one)
     _verify_provenance(run, manifest, label=label)
     return manifest
 
@@ -173,7 +178,7 @@ def _damaged_tensors(run: Verification, row: FileRecord, table: TensorTable | No
 
 
 def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> None:
-    row = manifest.by_path.get(PROVENANCE_FILE)
+    row = None if manifest.verbatim else manifest.by_path.get(PROVENANCE_FILE)
     if row is None or run.blob_fault(row.digest):
         return
     try:

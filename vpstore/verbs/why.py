@@ -22,6 +22,7 @@ from vpstore.schema.attestation import Statement
 from vpstore.schema.digest import Digest
 from vpstore.schema.lockfile import LockEntry, Profile
 from vpstore.schema.manifest import BuildRecord, Manifest
+from vpstore.schema.typed import is_other
 from vpstore.workspace import Workspace
 
 
@@ -29,8 +30,8 @@ from vpstore.workspace import Workspace
 class Reason:
     """One thing that went into both builds and was not the same."""
 
-    kind: str  # of the build record: "object", "recipe", "param", "source", "tokenizer" or "input"; of equal keys:
-    # "bytes", "environment", "builder" or "git"; "unknown" where something is not here
+    kind: str  # of the build record: "object", "recipe", "param", "source", "variable", "input" or a pin's role;
+    # of equal keys: "bytes", "environment", "builder" or "git"; "unknown" where something is not here
     name: str
     before: Any  # JSON
     after: Any
@@ -139,7 +140,9 @@ def _reasons(left: Manifest, right: Manifest) -> Iterator[Reason]:
     yield from _pairs("recipe", _recipe_files(before), _recipe_files(after))
     yield from _pairs("param", dict(flattened(before.params)), dict(flattened(after.params)))
     yield from _pairs("source", _sources(before), _sources(after))
-    yield from _pairs("tokenizer", _tokenizer(before), _tokenizer(after))
+    for role in sorted({row.role for row in (*before.pins, *after.pins)}):
+        yield from _pairs(role, _pin(before, role), _pin(after, role))
+    yield from _pairs("variable", dict(before.variables), dict(after.variables))
     yield from _pairs("input", _inputs(before), _inputs(after))
 
 
@@ -149,7 +152,7 @@ def _pairs(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> It
             yield Reason(kind, name, None, after[name], "before")
         elif name not in after:
             yield Reason(kind, name, before[name], None, "after")
-        elif before[name] != after[name]:
+        elif is_other(before[name], after[name]):
             yield Reason(kind, name, before[name], after[name])
 
 
@@ -170,8 +173,9 @@ def _sources(build: BuildRecord) -> dict[str, str]:
     return {row.role: f"sha256 {row.sha256}" for row in build.sources}
 
 
-def _tokenizer(build: BuildRecord) -> dict[str, Any]:
-    return {} if build.tokenizer is None else build.tokenizer._asdict()
+def _pin(build: BuildRecord, role: str) -> dict[str, Any]:
+    pin = build.pin(role)
+    return {} if pin is None else {"digest": pin.digest, **pin.attributes}
 
 
 def _inputs(build: BuildRecord) -> dict[str, str]:

@@ -32,6 +32,7 @@ RANKS = {
     "vpstore.holdings": 4,
     "vpstore.runner": 4,
     "vpstore.signatures": 4,
+    "vpstore.staging": 5,
     "vpstore.workspace": 5,
     "vpstore.preparation": 6,
     "vpstore.needs": 6,

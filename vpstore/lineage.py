@@ -21,6 +21,7 @@ from vpstore.errors import NoSuchRef, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, InputRecord, Manifest
 from vpstore.schema.ref import Ref
+from vpstore.schema.shard_index import Places, is_index, locate, parse_index
 from vpstore.schema.tensor_table import TensorRow, TensorTable
 from vpstore.storage.prefixes import by_prefix
 from vpstore.storage.store import Store
@@ -161,15 +162,26 @@ def _read(store: Manifests, artifact: Digest) -> Node:
 def tensor_rows(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, TensorRow]]:
     """Every tensor of an artifact by name, from its tensor tables, with the shard that has it.
 
-    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table.
+    Raises:  as `tensor_places`.
     """
-    rows: dict[str, tuple[FileRecord, TensorRow]] = {}
+    rows = tensor_places(store, manifest).rows
+    return {name: (manifest.by_path[path], row) for name, (path, row) in rows.items()}
+
+
+def tensor_places(store: Store, manifest: Manifest) -> Places:
+    """The shard of every tensor of an artifact, by its tensor tables and the indexes among its files.
+
+    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table or an index; BadManifest: they contradict each other.
+    """
+    tables, indexes = {}, {}
     for file in manifest.files:
         if file.tensors is not None:
             label = f"{manifest.ref}, tensor table of {file.path}"
-            table = TensorTable.decode(store.blobs.read(file.tensors, what=label), where=label)
-            rows.update({row.name: (file, row) for row in table.tensors})
-    return rows
+            tables[file.path] = TensorTable.decode(store.blobs.read(file.tensors, what=label), where=label)
+        elif is_index(file.path):
+            label = f"{manifest.ref}, {file.path}"
+            indexes[file.path] = parse_index(store.blobs.read(file.digest, what=label), where=label)
+    return locate(tables, indexes, where=str(manifest.ref))
 
 
 def find_artifact(work: Workspace, ref: Ref) -> Digest:

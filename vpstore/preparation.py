@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import vpstore
+from vpstore.errors import UsageError
 from vpstore.schema.digest import Digest, parse_sha256
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, RecipeFile, SourceRecord
 from vpstore.schema.ref import StageRef
@@ -70,10 +71,24 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
     from vpstore.code import closure
 
     prepared = work.runner.prepare(work.checkout, ref.object, ref.stage)
+    _refuse_ignored(work, ref, prepared)
     files = closure(
         work.checkout.root, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude
     )
     return Preparation(ref, prepared, files)
+
+
+def _refuse_ignored(work: Workspace, ref: StageRef, prepared: Prepared) -> None:
+    """Let no declared source be left out of the key: nobody would notice when it changes."""
+    for role, path in work.checkout.objects.stage(ref).sources.items():
+        if not any(source.role == role or source.role.startswith(f"{role}/") for source in prepared.sources):
+            raise UsageError(
+                "the runner passes a declared source over",
+                where=f"{work.checkout.config.objects}: {ref}, sources.{role}",
+                expected=f"a source {role}, or sources {role}/..., among those that `prepare` returns",
+                found=", ".join(source.role for source in prepared.sources)[:200] or "none",
+                next_step=f"let the runner's prepare read {path}, or take the role out of `sources`",
+            )
 
 
 class Outline(NamedTuple):

@@ -53,7 +53,7 @@ def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # some libraries' own kinds are no Exception
-        if isinstance(error, OSError) and as_error(error, "", what) is not None:
+        if isinstance(error, OSError) and as_error(error, "", what, is_ours=False) is not None:
             raise
         raise _mistake(error, root, files) or _failure(error, what, root, scratch) from error
 

@@ -1,6 +1,6 @@
 """doctor: is everything here that the other commands need, and what to do if not.
 
-Place in the path: beside it; every check stands alone, none changes anything.
+Place in the path: beside it; every check stands alone, none leaves anything changed.
 
 Example:
     for check in examine(Path.cwd(), profile=None).checks: print(check.name, check.ok)
@@ -27,6 +27,7 @@ from vpstore.storage.leftovers import Clock, leftovers
 from vpstore.storage.modes import owner_name
 from vpstore.storage.stamps import cache_directory
 from vpstore.storage.store import Store, locate
+from vpstore.storage.trial import try_out
 from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
@@ -87,7 +88,8 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
     root = locate(start)
     found.store = str(root) if root is not None else None
     if found.ask("store", lambda: _store(start)) and root is not None:
-        found.ask("store is writable", lambda: _writable(root / "tmp"))
+        if found.ask("store is writable", lambda: _writable(root / "tmp")):
+            found.ask("file system of the store", lambda: _able(root / "tmp"))
         found.ask("space", lambda: _space(root))
         found.ask("sharing", lambda: _sharing(root))
         found.ask("readable", lambda: _readable(root))
@@ -101,6 +103,9 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         return found
     checkout = Checkout.find(start, profile=profile)
     found.checkout, found.profile = str(checkout.root), checkout.profile
+    place = _nearest(checkout.views)  # where views, pointers and their locks are made
+    if os.access(place, os.W_OK | os.X_OK):
+        found.ask("file system of the checkout", lambda: _able(place))
     found.ask("lock", lambda: (True, f"{len(checkout.lock().profiles)} profiles", ""))
     if found.ask("objects", lambda: (True, f"{len(checkout.objects.order)} stages", "")):
         _examine_project(found, checkout, is_asked=profile is not None)
@@ -154,6 +159,17 @@ def _store(start: Path) -> tuple[bool, str, str]:
 
 def _writable(folder: Path) -> tuple[bool, str, str]:
     return os.access(folder, os.W_OK | os.X_OK), str(folder), f"give this user write access to {folder}"
+
+
+def _able(folder: Path) -> tuple[bool, str, str]:
+    """Whether a file system does what will be asked of it: tried on a folder that is gone afterwards."""
+    faults = try_out(folder)
+    detail = "; ".join(faults) or "writes, renames, locks and makes durable"
+    return (
+        not faults,
+        detail,
+        "set VPSTORE_ROOT, or put the checkout, on a file system that can do it; some need a mount option",
+    )
 
 
 def _stamps(folder: Path) -> tuple[bool, str, str]:

@@ -61,7 +61,8 @@ def _settle(work: Workspace, manifest: Manifest, view: Path) -> None:
     if not _faults(work, manifest, view) and _attested(work, manifest, beside) is None:
         return
     # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
-    with Locks(view.parent).exclusive(LOCK):
+    # Without locks, the second of two who replace it is told that something is in the way.
+    with Locks(view.parent).exclusive(LOCK, is_needed=False):
         if _faults(work, manifest, view):  # else another process has mended it meanwhile
             _replace(work, manifest, view)
         lines = _attested(work, manifest, beside)  # by now
@@ -109,11 +110,10 @@ def _register(work: Workspace, manifest: Manifest, view: Path) -> None:
     try:
         work.hold(held)
     except (OSError, VpstoreError):
-        if work.store.roots.is_writable:
+        if work.store.roots.is_writable and work.store.locks.are_had:
             raise
-        work.narrator.warn(
-            f"{manifest.ref}: this user cannot write to the store: `vpstore gc` will not know of this view"
-        )
+        why = "nothing can be locked in the store" if work.store.roots.is_writable else "this user cannot write to it"
+        work.narrator.warn(f"{manifest.ref}: the store's `vpstore gc` will not know of this view: {why}")
 
 
 def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> list[str]:

@@ -298,6 +298,7 @@ WRITERS = {
     "vpstore.storage.remotes.directory": NAMED,
     "vpstore.storage.roots": STORE,
     "vpstore.storage.store": STORE,
+    "vpstore.storage.trial": NAMED,  # the folder that doctor holds open
     "vpstore.verbs.attest": NAMED,
     "vpstore.verbs.export": NAMED,
     "vpstore.verbs.gc": STORE,

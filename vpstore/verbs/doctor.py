@@ -103,9 +103,8 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         return found
     checkout = Checkout.find(start, profile=profile)
     found.checkout, found.profile = str(checkout.root), checkout.profile
-    place = _nearest(checkout.views)  # where views, pointers and their locks are made
-    if os.access(place, os.W_OK | os.X_OK):
-        found.ask("file system of the checkout", lambda: _able(place))
+    if os.access(checkout.root, os.W_OK | os.X_OK):
+        found.ask("file system of the checkout", lambda: _able_below(checkout))
     found.ask("lock", lambda: (True, f"{len(checkout.lock().profiles)} profiles", ""))
     if found.ask("objects", lambda: (True, f"{len(checkout.objects.order)} stages", "")):
         _examine_project(found, checkout, is_asked=profile is not None)
@@ -170,6 +169,12 @@ def _able(folder: Path) -> tuple[bool, str, str]:
         detail,
         "set VPSTORE_ROOT, or put the checkout, on a file system that can do it; some need a mount option",
     )
+
+
+def _able_below(checkout: Checkout) -> tuple[bool, str, str]:
+    """The same where views, pointers and their locks are made."""
+    with checkout.opened(checkout.views if checkout.views.is_dir() else checkout.root) as place:
+        return _able(place)
 
 
 def _stamps(folder: Path) -> tuple[bool, str, str]:

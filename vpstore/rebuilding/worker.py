@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vpstore.errors import UsageError, VpstoreError
+from vpstore.missing import missing_package
 from vpstore.project_code import left
 from vpstore.runner import Prepared, PreparedSource, ResolvedInput, Selection, Staged, StagedFile
 from vpstore.schema.digest import Digest
@@ -161,6 +162,10 @@ def main() -> None:
         traceback.print_exc()
         send("error", _fields(left(leaving, job.prepared.recipe_entry, job.tree)))
     except Exception as error:  # whatever old recipes and a newer frame do to each other
+        lacking = missing_package(error, [job.root, job.tree], where=job.prepared.recipe_entry)
+        if lacking is not None:
+            send("error", _fields(lacking))
+            return
         traceback.print_exc()
         send("failure", f"{type(error).__name__}: {error}"[:2000])
 

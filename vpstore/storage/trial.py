@@ -81,4 +81,4 @@ def _lock(place: Path) -> None:
             system.disk.flock(second.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-    raise VpstoreError("two hold one lock at once")
+    raise VpstoreError("two hold one lock at once", next_step="mount the file system with locks")

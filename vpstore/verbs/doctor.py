@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         found.ask("readable", lambda: _readable(root))  # a part that somebody shut is why it cannot be opened
     found.ask("stat stamps", lambda: _stamps(cache_directory()))
     found.ask("git", lambda: _git(start, profile))
+    if _has_dvc(start.absolute()):
+        found.ask("command", _command)
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
         return found
     checkout = Checkout.find(start, profile=profile)
@@ -141,9 +144,25 @@ def _git(start: Path, profile: str | None) -> tuple[bool, str, str]:
     if committed.fault is not None:
         raise committed.fault
     if not committed.is_repository:
-        return True, "the checkout is in no git repository: audit has no committed lock to compare with", ""
+        dvc = (
+            "; dvc repro wants `git init`, or `dvc config --local core.no_scm true`" if _has_dvc(checkout.root) else ""
+        )
+        return True, f"the checkout is in no git repository: audit has no committed lock to compare with{dvc}", ""
     has = "HEAD has the lock" if committed.lock is not None else "HEAD has no lock: audit has none to compare with"
     return True, has, ""
+
+
+def _has_dvc(root: Path) -> bool:
+    return any((folder / ".dvc").is_dir() for folder in (root, *root.parents))
+
+
+def _command() -> tuple[bool, str, str]:
+    """Whether a shell finds this environment's `vpstore`, as the commands of dvc.yaml want it."""
+    own = Path(sys.prefix, "bin")
+    found = shutil.which("vpstore")
+    if found is not None and (Path(found).parent.samefile(own) or not (own / "vpstore").exists()):
+        return True, found, ""
+    return False, f"a shell finds {found or 'none'}", f'PATH="{own}:$PATH" dvc repro, or activate the environment'
 
 
 def _runner(checkout: Checkout) -> tuple[bool, str, str]:

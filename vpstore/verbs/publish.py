@@ -125,6 +125,8 @@ def _store_staged(work: Workspace, publication: Publication) -> tuple[list[FileR
     total = sum(file.source.stat().st_size for file in staged)
     workers = hashing.cores() if total >= _LARGE else 1
     turns = BoundedSemaphore(workers)
+    if len(staged) >= hashing.MANY:  # each waits for the disk, which settles many as fast as one
+        workers = max(workers, hashing.WAITERS)
     shown = len(publication.staged.files)
     tasks = [_Task(work, publication, file, turns, total, is_shown=at < shown) for at, file in enumerate(staged)]
     records = []

@@ -20,6 +20,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 repro: $(BIN)/.installed  ## environment, dvc repro, then a table of what was built
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true  # a source archive: DVC without git
 	@started=$$(date +%s) && dvc repro && vpstore build --all --since $$started
 
 stage1-smoke: $(BIN)/.installed  ## after make repro: Stage 1 for some steps from vpMoE's digest, killed and resumed

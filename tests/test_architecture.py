@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     "vpstore": 0,
     "vpstore.errors": 0,
+    "vpstore.missing": 1,
     "vpstore.repository": 1,
     "vpstore.schema": 1,
     "vpstore.storage": 2,
@@ -33,6 +34,7 @@ RANKS = {
     "vpstore.holdings": 4,
     "vpstore.runner": 4,
     "vpstore.signatures": 4,
+    "vpstore.staging": 5,
     "vpstore.workspace": 5,
     "vpstore.preparation": 6,
     "vpstore.needs": 6,
@@ -308,6 +310,7 @@ WRITERS = {
     "vpstore.storage.remotes.directory": NAMED,
     "vpstore.storage.roots": STORE,
     "vpstore.storage.store": STORE,
+    "vpstore.storage.trial": NAMED,  # the folder that doctor holds open
     "vpstore.verbs.attest": NAMED,
     "vpstore.verbs.export": NAMED,
     "vpstore.verbs.gc": STORE,

@@ -26,6 +26,7 @@ from vpstore.rebuilding.ingredients import Task, lay_out_build
 from vpstore.rebuilding.running import run
 from vpstore.rebuilding.scratch import scratch_folder
 from vpstore.runner import Prepared
+from vpstore.schema.attestation import BuildFacts
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest
 from vpstore.schema.ref import StageRef
@@ -33,7 +34,7 @@ from vpstore.storage import atomic, modes
 from vpstore.storage.locks import Locks
 from vpstore.storage.outside import check_sha256
 from vpstore.storage.pointers import LOCK, Pointer
-from vpstore.surroundings import Stopwatch
+from vpstore.surroundings import UNKNOWN, Stopwatch
 from vpstore.verbs.cache import build_statement, find_build
 from vpstore.verbs.compare import Comparison, compare_with_lock
 from vpstore.verbs.materialize import materialize, view_path
@@ -199,7 +200,7 @@ def _make(work: Workspace, job: _Job) -> Built:
                 job.ref, job.record, result.staged, scratch, prepared.verbatim, job.preparation.recipe
             )
             with work.changing():
-                manifest = publish(work, publication, facts=lambda: watch.facts(work.checkout.root, job.environment))
+                manifest = publish(work, publication, facts=lambda: _facts(work, job, watch))
                 return _finish(work, manifest, is_cached=False)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -207,6 +208,15 @@ def _make(work: Workspace, job: _Job) -> Built:
             where=str(job.ref),
             next_step=f"vpstore build {job.ref} {_outlook(work)} {scratch}",
         ) from None
+
+
+def _facts(work: Workspace, job: _Job, watch: Stopwatch) -> BuildFacts:
+    facts = watch.facts(work.checkout.root, job.environment)
+    if facts.git["commit"] == UNKNOWN:
+        work.narrator.warn(
+            f"{job.ref}: git does not tell the commit, so it is attested as unknown; vpstore doctor says why"
+        )
+    return facts
 
 
 def _scratch(work: Workspace, job: _Job) -> Path:

@@ -21,6 +21,7 @@ from vpstore.errors import NoSuchRef, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, InputRecord, Manifest
 from vpstore.schema.ref import Ref
+from vpstore.schema.shard_index import Places, is_index, locate, parse_index
 from vpstore.schema.tensor_table import TensorRow, TensorTable
 from vpstore.storage.prefixes import by_prefix
 from vpstore.storage.store import Store
@@ -161,7 +162,7 @@ def _read(store: Manifests, artifact: Digest) -> Node:
 def rows_by_file(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, tuple[TensorRow, ...]]]:
     """The tensors of each shard of an artifact, from its tensor tables, by the shard's path.
 
-    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table.
+    Raises:  as `tensor_places`.
     """
     found = {}
     for file in manifest.files:
@@ -173,12 +174,28 @@ def rows_by_file(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord
 
 
 def tensor_rows(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, TensorRow]]:
-    """Every tensor of an artifact by name, with the shard that has it; of two of one name the last shard's.
+    """Every tensor of an artifact by name, with the shard that has it.
 
-    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table.
+    Raises:  as `tensor_places`.
     """
-    shards = rows_by_file(store, manifest).values()
-    return {row.name: (file, row) for file, rows in shards for row in rows}
+    rows = tensor_places(store, manifest).rows
+    return {name: (manifest.by_path[path], row) for name, (path, row) in rows.items()}
+
+
+def tensor_places(store: Store, manifest: Manifest) -> Places:
+    """The shard of every tensor of an artifact, by its tensor tables and the indexes among its files.
+
+    Raises:  BlobMissing, DigestMismatch, BadManifest: of a table or an index; BadManifest: they contradict each other.
+    """
+    tables, indexes = {}, {}
+    for file in manifest.files:
+        if file.tensors is not None:
+            label = f"{manifest.ref}, tensor table of {file.path}"
+            tables[file.path] = TensorTable.decode(store.blobs.read(file.tensors, what=label), where=label)
+        elif is_index(file.path):
+            label = f"{manifest.ref}, {file.path}"
+            indexes[file.path] = parse_index(store.blobs.read(file.digest, what=label), where=label)
+    return locate(tables, indexes, where=str(manifest.ref))
 
 
 def find_artifact(work: Workspace, ref: Ref) -> Digest:

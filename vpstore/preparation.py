@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import vpstore
+from vpstore.errors import UsageError
 from vpstore.schema.digest import Digest, parse_sha256
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, Pin, RecipeFile, SourceRecord, Variable
 from vpstore.schema.record import TOKENIZER, tokenizer_attributes
@@ -83,6 +84,7 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
     from vpstore.code import read_closure
 
     prepared = work.runner.prepare(work.checkout, ref.object, ref.stage)
+    _refuse_ignored(work, ref, prepared)
     recipe = read_closure(
         work.checkout.root, prepared.recipe_entry, always=prepared.code_always, exclude=prepared.code_exclude
     )
@@ -91,6 +93,19 @@ def prepare(work: Workspace, ref: StageRef) -> Preparation:
 
 def _pin_of(tokenizer: TokenizerRecord) -> Pin:
     return Pin(TOKENIZER, tokenizer.digest, tokenizer_attributes(tokenizer.family, tokenizer.padded_vocab))
+
+
+def _refuse_ignored(work: Workspace, ref: StageRef, prepared: Prepared) -> None:
+    """Let no declared source be left out of the key: nobody would notice when it changes."""
+    for role, path in work.checkout.objects.stage(ref).sources.items():
+        if not any(source.role == role or source.role.startswith(f"{role}/") for source in prepared.sources):
+            raise UsageError(
+                "the runner passes a declared source over",
+                where=f"{work.checkout.config.objects}: {ref}, sources.{role}",
+                expected=f"a source {role}, or sources {role}/..., among those that `prepare` returns",
+                found=", ".join(source.role for source in prepared.sources)[:200] or "none",
+                next_step=f"let the runner's prepare read {path}, or take the role out of `sources`",
+            )
 
 
 class Outline(NamedTuple):

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import vpstore
 from vpstore.errors import RecipeRefused, UsageError, VpstoreError
+from vpstore.missing import missing_package
 from vpstore.storage.refusals import as_error
 
 _OURS: Final = os.path.dirname(os.path.realpath(vpstore.__file__))
@@ -41,8 +42,9 @@ def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: 
     """Run code of the project that lies in `root`.
 
     Args:    what: the part that runs, for a person; files: its configuration; scratch: where it writes.
-    Raises:  UsageError: a file of the configuration or a module cannot be read; RecipeRefused: it tried to end the
-             process; VpstoreError: it failed, with the lines that led there as `trace`; OSError: a refusal.
+    Raises:  UsageError: a file of the configuration or a module cannot be read, or a package is not installed;
+             RecipeRefused: it tried to end the process; VpstoreError: it failed, with the lines that led there as
+             `trace`; OSError: a refusal.
     """
     try:
         yield
@@ -53,9 +55,10 @@ def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # some libraries' own kinds are no Exception
-        if isinstance(error, OSError) and as_error(error, "", what) is not None:
+        if isinstance(error, OSError) and as_error(error, "", what, is_ours=False) is not None:
             raise
-        raise _mistake(error, root, files) or _failure(error, what, root, scratch) from error
+        lacking = missing_package(error, [root], where=_place(error, root) or what)
+        raise lacking or _mistake(error, root, files) or _failure(error, what, root, scratch) from error
 
 
 def left(leaving: SystemExit, what: str, root: Path) -> RecipeRefused:

@@ -28,6 +28,12 @@ def git_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
 
 
+def is_in_repository(root: Path) -> bool:
+    """Whether git would look for a repository: without asking git, whose no may have other reasons."""
+    real = root.resolve()
+    return any(os.path.lexists(folder / ".git") for folder in (real, *real.parents))
+
+
 def has_link(root: Path, path: str) -> bool | None:
     """Whether git tracks a symbolic link at a path below `root`, so that a clone has it; None if git cannot say.
 

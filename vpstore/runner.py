@@ -220,13 +220,13 @@ def load_runner(checkout: Checkout) -> LoadedRunner:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):  # something that it imports
+                raise
             raise UsageError(
-                "the runner cannot be imported",
-                where=f"{checkout.config.objects}: runner",
-                expected=f"module {name} under {root}",
-                found=str(error),
-                next_step="install the project's own dependencies (make repro does), or correct `runner`",
-            ) from error
+                "the runner cannot be imported", where=f"{checkout.config.objects}: runner",
+                expected=f"module {name} under {root}", found=str(error),
+                next_step="correct `runner`, or bring the module back",
+            ) from error  # fmt: skip
     _refuse_lacking(module, "prepare", "environment", "produce")
     return LoadedRunner(checkout.root, module)
 

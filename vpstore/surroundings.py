@@ -15,11 +15,14 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import vpstore
-from vpstore.repository import git_environment
+from vpstore.repository import git_environment, is_in_repository
 from vpstore.schema.attestation import BuildFacts
+
+UNKNOWN: Final = "unknown"  # a commit that git does not tell
+_NO_COMMIT: Final = ("unknown revision", "Needed a single revision")  # of a branch that has none yet
 
 
 class Stopwatch:
@@ -62,19 +65,25 @@ def _cpu_model() -> str:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """The commit of a checkout and whether tracked files differ from it; both None without git."""
+    """The commit of a checkout and whether tracked files differ from it.
+
+    Returns: both None without a repository or a commit; the commit `unknown` if there is one that git does not tell, as
+             of a repository that belongs to somebody else.
+    """
     try:
         commit = _git(root, "rev-parse", "HEAD")
         status = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or ""
+        is_there = is_in_repository(root) and not any(text in said for text in _NO_COMMIT)
+        return {"commit": UNKNOWN if is_there else None, "dirty": None}
     return {"commit": commit, "dirty": bool(status)}
 
 
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(
         ["git", "-C", str(root), *arguments],
-        check=True, capture_output=True, text=True, timeout=30, env=git_environment(),
+        check=True, capture_output=True, text=True, timeout=30, env={**git_environment(), "LC_ALL": "C"},
     )  # fmt: skip
     return done.stdout.strip()
 

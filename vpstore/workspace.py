@@ -92,7 +92,8 @@ class Workspace:
 
         By a root, which `gc` heeds; who may not write one lets `gc` wait instead.
         """
-        return self.store.roots.running(artifacts=artifacts) if self.store.roots.is_writable else self.changing()
+        can_say = self.store.roots.is_writable and self.store.locks.are_had
+        return self.store.roots.running(artifacts=artifacts) if can_say else self.changing()
 
     def hold(self, artifacts: Mapping[str, Digest]) -> None:
         """Record in the store that this checkout has artifacts, so that `gc` of any other checkout keeps them.

@@ -1,4 +1,4 @@
-"""Bytes out of gzip and Zstandard files, and lines out of bytes, in flat memory.
+"""Bytes out of gzip and Zstandard files, and lines out of bytes, in the memory of one window.
 
 Place in the path: a compressed source file -> **compressed** -> rows.
 
@@ -19,9 +19,11 @@ from typing import BinaryIO
 
 import zstandard
 
+from recipes.data.row_reader import MEND
 from vpstore.errors import RecipeRefused
 
 _PACKED, _PLAIN = 1 << 14, 1 << 20  # bytes read at once
+_MAX_WINDOW = 1 << 31  # what `zstd --long=31` writes; the library refuses 128 MiB and more unless it is asked
 
 
 def zstd_chunks(handle: BinaryIO, name: str) -> Iterator[bytes]:
@@ -29,18 +31,22 @@ def zstd_chunks(handle: BinaryIO, name: str) -> Iterator[bytes]:
 
     Raises:  RecipeRefused: damaged, or it ends inside a frame.
     """
-    frame, is_whole = zstandard.ZstdDecompressor().decompressobj(), False
+    frame, is_whole = _frame(), False
     try:
         while packed := handle.read(_PACKED):
             while packed:
                 yield frame.decompress(packed)
                 packed, is_whole = (frame.unused_data, True) if frame.eof else (b"", False)
                 if is_whole:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
+                    frame = _frame()
     except zstandard.ZstdError as error:
         raise _damaged(name, "Zstandard frames", str(error)) from error
     if not is_whole:
         raise _damaged(name, "a whole Zstandard frame", f"the end of the file after {handle.tell()} bytes")
+
+
+def _frame() -> zstandard.ZstdDecompressionObj:
+    return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
 
 
 def gzip_chunks(handle: BinaryIO, name: str) -> Iterator[bytes]:
@@ -91,5 +97,5 @@ def _damaged(where: str, expected: str, found: str) -> RecipeRefused:
         where=where,
         expected=expected,
         found=found[:200],
-        next_step="restore the file: its provenance names the digest it should have",
+        next_step=MEND,
     )

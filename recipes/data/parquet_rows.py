@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from recipes.data.row_reader import START, Columns, Mark, RowReader, bad_row, opened
+from recipes.data.row_reader import MEND, START, Columns, Mark, RowReader, bad_row, opened
 from vpstore.errors import RecipeRefused
 
 _BATCH = 512  # rows that are Python objects at one time
@@ -77,6 +77,8 @@ class ParquetRows(RowReader):
         found = next((name for name in names if name in schema.names), None)
         if found is None:
             raise self._wrong_schema(f"a column {' or '.join(names)}", ", ".join(schema.names))
+        if schema.names.count(found) > 1:
+            raise self._wrong_schema(f"one column {found}", f"{schema.names.count(found)} of them")
         kind, types = schema.field(found).type, pyarrow.types
         plain = kind.value_type if types.is_dictionary(kind) else kind
         is_text = types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)
@@ -110,7 +112,7 @@ class ParquetRows(RowReader):
                 where=self.name,
                 expected="a whole Parquet file",
                 found=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
-                next_step="restore the file: its provenance names the digest it should have",
+                next_step=MEND,
             ) from error
 
     def _wrong_schema(self, expected: str, found: str) -> RecipeRefused:

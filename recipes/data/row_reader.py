@@ -20,6 +20,11 @@ from typing import BinaryIO, NamedTuple, Self
 
 from vpstore.errors import RecipeRefused
 
+# What a source holds was pinned, and held against its pin before it is read: to fetch it again brings the same bytes.
+MEND = "the file is what its provenance pins: put a sound one in its place and pin that (tools.pin_sources)"
+BOM = b"\xef\xbb\xbf"
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 # A column by the names under which it may stand, the one that a row has afterwards first.
 Columns = Sequence[tuple[str, ...]]
 
@@ -74,10 +79,12 @@ class RowReader(ABC):
 def opened(path: Path, name: str) -> BinaryIO:
     """The file, open for reading.
 
-    Raises:  RecipeRefused: it cannot be read.
+    Raises:  RecipeRefused: it cannot be read, or Git LFS has left a pointer in its place.
     """
     try:
-        return path.open("rb")
+        handle = path.open("rb")
+        head = handle.read(len(_LFS))
+        handle.seek(0)
     except OSError as error:
         raise RecipeRefused(
             "a text source cannot be read",
@@ -86,6 +93,16 @@ def opened(path: Path, name: str) -> BinaryIO:
             found=error.strerror or type(error).__name__,
             next_step="put the file where its provenance says",
         ) from error
+    if head == _LFS:
+        handle.close()
+        raise RecipeRefused(
+            "a Git LFS pointer lies in the place of a text source",
+            where=name,
+            expected="the file itself",
+            found="the pointer that Git LFS keeps of it",
+            next_step="git lfs pull, then pin the file (tools.pin_sources)",
+        )
+    return handle
 
 
 def bad_row(where: str, expected: str, found: str) -> RecipeRefused:
@@ -95,5 +112,5 @@ def bad_row(where: str, expected: str, found: str) -> RecipeRefused:
         where=where,
         expected=expected,
         found=found[:200],
-        next_step="restore the file: its provenance names the digest it should have",
+        next_step=MEND,
     )

@@ -4,8 +4,8 @@ Place in the path: a pinned source file -> **rows** -> synth, corpus_index. Only
 read as a stream, and never held in memory as a whole.
 
 Invariants: the rows keep the file's order, and a row is named by file and number, the first being row 1 in a message;
-a value that is null counts as empty text; a file that is not what it claims to be is refused as a whole, with the
-row. What a row says is judged elsewhere.
+empty lines are no rows, and a byte order mark is no text; a value that is null counts as empty text; a file that is not
+what it claims to be is refused as a whole, with the row. What a row says is judged elsewhere.
 
 Example:
     with open_rows(Path("synth_001.parquet"), SYNTH_COLUMNS) as reader:
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.compressed import gzip_chunks, lines_of, zstd_chunks
-from recipes.data.row_reader import START, Columns, Mark, RowReader, bad_row, opened
+from recipes.data.row_reader import BOM, START, Columns, Mark, RowReader, bad_row, opened
 from vpstore.errors import RecipeRefused
 
 PROSE_COLUMNS: Columns = (("doc_id", "id"), ("text",))  # FineWeb-Edu says id
@@ -65,7 +65,8 @@ class JsonLines(RowReader):
             while line := handle.readline(MAX_ROW_BYTES + 1):
                 if len(line) > MAX_ROW_BYTES:
                     raise bad_row(f"{self.name}, byte {offset}", f"at most {MAX_ROW_BYTES} bytes", "a longer line")
-                yield offset, line
+                if not is_empty(line):
+                    yield offset, line
                 offset += len(line)
 
 
@@ -84,6 +85,7 @@ class CompressedJsonLines(RowReader):
         stop = None if limit is None else start.row + limit
         with opened(self.path, self.name) as handle:
             lines = lines_of(self._chunks(handle, self.name), name=self.name, limit=MAX_ROW_BYTES)
+            lines = (line for line in lines if not is_empty(line))
             for number, line in enumerate(islice(lines, start.row, stop), start=start.row):
                 yield number, parse_row(line, self.columns, where=f"{self.name}, row {number + 1}")
 
@@ -137,13 +139,18 @@ def seekable(reader: RowReader, unpacked: Path) -> JsonLines:
     return JsonLines(unpacked, [(names[0],) for names in reader.columns], name=reader.name)
 
 
+def is_empty(line: bytes) -> bool:
+    """Whether a line holds nothing but blanks, or a byte order mark."""
+    return not line.removeprefix(BOM).strip()
+
+
 def parse_row(line: bytes, columns: Columns, *, where: str) -> dict[str, str]:
     """The named columns of one JSON object.
 
     Raises:  RecipeRefused: invalid UTF-8 or JSON, no object, a column that is missing or no text.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.removeprefix(BOM).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise bad_row(where, "one JSON object in UTF-8", str(error)) from error
     if not isinstance(row, dict):

@@ -43,7 +43,7 @@ def read_vocabulary(tokenizer_json: Path) -> Vocabulary:
     try:
         special = {str(added["content"]): int(added["id"]) for added in document["added_tokens"]}
         ordinary = {int(number): from_byte_level(text) for text, number in document["model"]["vocab"].items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a Unigram's vocabulary is a list
         raise _not_byte_level(tokenizer_json, repr(error)) from error
     tokens: list[bytes | None] = [None] * (max([*ordinary, *special.values()], default=-1) + 1)
     for number, token in ordinary.items():
@@ -96,5 +96,5 @@ def _not_byte_level(path: Path, found: str) -> RecipeRefused:
         where=path.name,
         expected="a byte-level BPE file of the tokenizers library",
         found=found[:200],
-        next_step="rebuild the file, or fetch it again",
+        next_step="name a tokenizer whose model is byte-level BPE; Unigram, WordPiece and byte fallback are not read",
     )

@@ -108,7 +108,7 @@ def test_a_copy_that_can_be_entered_anywhere(tmp_path: Path, ending: str) -> Non
         (b'["doc_id"]', "list"),
         (b'{"doc_id": "a", "text": "x"', "delimiter"),
         (b"\xff", "invalid start byte"),
-        (b"", "Expecting value"),
+        (b"x", "Expecting value"),
         (b"[" * 100_000, "recursion"),
     ],
 )
@@ -244,3 +244,62 @@ def test_two_readings_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> N
         offset, row = next(stream)
         assert reader.row_at(offset) == row
         assert next(stream)[1] == MEANT[2]
+
+
+LINES = [json.dumps(value).encode() for value in MEANT[:3]]
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize(
+    "data",
+    [b"\n".join(LINES) + b"\n\n", b"\n \t\r\n\n".join(LINES), b"\n" + b"\r\n".join(LINES), MARK + b"\n".join(LINES),
+     MARK + b"\n" + b"\n".join(MARK + line for line in LINES)],
+    ids=["an empty last line", "white lines between", "an empty first line, CRLF", "a mark", "a mark a line"],
+)  # fmt: skip
+def test_empty_lines_and_byte_order_marks_are_no_rows(tmp_path: Path, ending: str, data: bytes) -> None:
+    pack = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[ending]
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(pack(data))
+    with open_rows(path, PROSE_COLUMNS) as reader:
+        assert list(reader.rows()) == list(enumerate(MEANT[:3]))
+        for mark in reader.marks(1):
+            assert next(reader.rows(mark, 1)) == (mark.row, MEANT[mark.row])
+        if isinstance(reader, JsonLines):
+            assert [reader.row_at(offset) for offset, _ in reader.with_offsets()] == MEANT[:3]
+
+
+@pytest.mark.parametrize("log", [27, 28, 31])
+def test_a_zstandard_frame_with_a_long_window_is_read(tmp_path: Path, log: int) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=log, enable_ldm=False, compression_level=1)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # no size: the whole window is asked
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(b"\n".join(LINES)) + packer.flush())
+    assert read(tmp_path / "a.jsonl.zst") == MEANT[:3]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a{ending}").write_bytes(POINTER)
+    with pytest.raises(RecipeRefused, match="Git LFS pointer") as caught:
+        read(tmp_path / f"a{ending}")
+    assert "git lfs pull" in caught.value.next_step
+
+
+def test_a_doubled_column_is_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["doc_id", "text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RecipeRefused) as caught:
+        read(tmp_path / "a.parquet")
+    assert (caught.value.expected, caught.value.found) == ("one column text", "2 of them")
+
+
+@pytest.mark.parametrize(("ending", "data"), [(".jsonl", b"{"), (".jsonl.zst", b"x"), (".parquet", b"PAR1")])
+def test_nobody_is_told_to_restore_what_was_just_found_right(tmp_path: Path, ending: str, data: bytes) -> None:
+    (tmp_path / f"a{ending}").write_bytes(data)
+    with pytest.raises(RecipeRefused) as caught:
+        read(tmp_path / f"a{ending}")
+    assert "restore" not in caught.value.next_step
+    assert "pin" in caught.value.next_step

@@ -59,6 +59,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
         encode_with(path)
 
 
+def test_a_tokenizer_of_another_model_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(
+        '{"added_tokens": [], "model": {"type": "Unigram", "vocab": [["a", 0.0]]}}'
+    )
+    with pytest.raises(RecipeRefused) as caught:
+        read_vocabulary(tmp_path / "tokenizer.json")
+    assert "Unigram" in caught.value.next_step
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeRefused, match="cannot be read"):
         read_vocabulary(tmp_path / "tokenizer.json")

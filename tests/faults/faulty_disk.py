@@ -26,6 +26,12 @@ KILLS = ("kill before", "kill after", "power cut", "power cut, names kept")
 REFUSALS = ("EIO", "ENOSPC", "full from here on")
 WRITES = ("short write", "torn write")  # for calls of write only
 KINDS = KILLS + REFUSALS + WRITES
+# What NFS, Lustre, SMB or FUSE say of a call that they do not have, each time it is made.
+LACKS = (
+    "lacks flock ENOLCK", "lacks flock ENOSYS", "lacks flock EOPNOTSUPP", "lacks fsync EINVAL",
+    "lacks fchmod EOPNOTSUPP", "lacks rename EINVAL", "lacks rename ENOTEMPTY", "lacks mkdir EMLINK",
+    "lacks mkdir ENOSYS",
+)  # fmt: skip
 _FILLING = {"write", "mkdir", "link", "symlink"}  # what a full disk refuses
 
 
@@ -135,6 +141,20 @@ class FaultyDisk(Disk):
                 self.journal.lost.add(inode)
             raise
 
+    def flock(self, descriptor: int, kind: int) -> None:
+        """flock(2); not counted, as it changes nothing."""
+        self._refuse_lacking("flock", _name(descriptor))
+        super().flock(descriptor, kind)
+
+    def fchmod(self, descriptor: int, mode: int) -> None:
+        """fchmod(2); not counted."""
+        self._refuse_lacking("fchmod", _name(descriptor))
+        super().fchmod(descriptor, mode)
+
+    def _refuse_lacking(self, call: str, path: str) -> None:
+        if self.fault is not None and self.fault.kind.startswith(f"lacks {call} "):
+            raise _refusal(getattr(errno, self.fault.kind.split()[2]), path)
+
     def rename(self, source: Path, target: Path) -> None:
         """rename(2)."""
         source, target = _real(source), _real(target)
@@ -184,9 +204,10 @@ class FaultyDisk(Disk):
     def _call(self, entry: tuple[str, str, str], real: Callable[[], T], done: Callable[[], None] = lambda: None) -> T:
         self.log.append(entry)
         fault, number = self.fault, len(self.log)
+        self._refuse_lacking(entry[0], entry[2] or entry[1])
         if fault is not None and fault.kind == "full from here on" and number >= fault.at and entry[0] in _FILLING:
             raise _refusal(errno.ENOSPC, entry[2] or entry[1])
-        if not self._is_now(number) or fault is None or fault.kind == "full from here on" or fault.kind in WRITES:
+        if not self._is_now(number) or fault is None or fault.kind in ("full from here on", *WRITES, *LACKS):
             result = real()
             done()
             return result

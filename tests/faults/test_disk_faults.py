@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from disk_matrix import SCENARIOS, Bench, Sweep
+from faulty_disk import LACKS
 from negative_controls import CONTROLS
 from write_order import faults_of_order
 
@@ -33,6 +34,19 @@ def test_a_fault_at_a_sampled_call_loses_nothing(bench: Bench, name: str) -> Non
     stride = len(places) // SAMPLE
     cases = [sweep.run(kind, at) for kind, at in places[stride // 2 :: stride | 1]]
     assert len(cases) >= SAMPLE - 1
+    assert [case for case in cases if case.wrong] == []
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_file_system_that_lacks_a_call_loses_nothing(bench: Bench, name: str) -> None:
+    sweep = started(bench, name)
+    assert not sweep.run(LACKS[[*BY_NAME].index(name) % len(LACKS)], 1).wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
+def test_no_call_that_a_file_system_lacks_loses_anything(bench: Bench, name: str) -> None:
+    cases = [started(bench, name).run(kind, 1) for kind in LACKS]
     assert [case for case in cases if case.wrong] == []
 
 

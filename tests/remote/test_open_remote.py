@@ -14,8 +14,8 @@ from vpstore.schema.digest import Digest
 from vpstore.storage.remotes.base import blob_name
 from vpstore.storage.remotes.directory import DirectoryRemote
 from vpstore.storage.remotes.dvc import open_remote, without_secrets
-from vpstore.storage.remotes.filesystem import FilesystemRemote
 from vpstore.storage.remotes.s3 import S3Remote
+from vpstore.storage.remotes.web import WebRemote
 
 # What the plugins of DVC and their libraries say about their own dependencies is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -69,12 +69,12 @@ def test_an_s3_remote_uses_dvcs_endpoint_and_credentials(
     assert remote._calls.fs.config_kwargs["retries"]["total_max_attempts"] == 1
 
 
-def test_any_other_file_system_gets_the_general_transport(tmp_path: Path) -> None:
+def test_a_web_server_is_read_from_only(tmp_path: Path) -> None:
     remote = open_remote(checkout(tmp_path, "['remote \"web\"']\n    url = http://127.0.0.1:1/models\n"), "web")
-    assert isinstance(remote, FilesystemRemote)
+    assert isinstance(remote, WebRemote)
     with pytest.raises(RemoteFailure) as caught:
         remote.write("keys/x", b"{}")
-    assert caught.value.where == "web (http://127.0.0.1:1/models): keys/x"
+    assert caught.value.where == "web (http://127.0.0.1:1/models)"
     assert caught.value.next_step
 
 

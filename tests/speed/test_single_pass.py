@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def staged(work: Workspace, count: int = 6) -> Publication:
     for number in range(count):
         path = scratch / f"model-{number}.safetensors"
         shard(path, [5000, 0, 300 + number], seed=number % (count - 1))
-        files.append(StagedFile(path.name, "application/vnd.safetensors", path))
+        files.append(StagedFile(f"{number}/{path.name}", "application/vnd.safetensors", path))  # a model each
     elsewhere = work.checkout.root / "elsewhere.safetensors"
     shard(elsewhere, [77], seed=9)
     files.append(StagedFile("elsewhere.safetensors", "application/vnd.safetensors", elsewhere))
@@ -130,7 +131,7 @@ def test_a_file_that_is_no_shard_is_refused_by_name_from_a_thread(
 ) -> None:
     monkeypatch.setattr(publishing, "_LARGE", 1)
     work = workspace(tmp_path, "store")
-    for name in ("model-3.safetensors", "elsewhere.safetensors"):
+    for name in ("3/model-3.safetensors", "elsewhere.safetensors"):
         publication = staged(work)
         source = next(file.source for file in publication.staged.files if file.path == name)
         source.write_bytes(b"no shard at all")
@@ -208,3 +209,28 @@ def test_a_disk_error_in_any_thread_publishes_nothing_and_a_retry_does(
             work.store.blobs.check(digest)
         monkeypatch.undo()
         assert put(work).digest == whole.digest
+
+
+def test_many_small_files_wait_for_the_disk_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk on which every fsync takes a while, whoever else waits for one: some ten of them at a time, not one."""
+    at_once: list[int] = []
+    waiting = {"now": 0}
+    lock = threading.Lock()
+
+    class Slow(system.Disk):
+        def fsync(self, descriptor: int) -> None:
+            with lock:
+                waiting["now"] += 1
+                at_once.append(waiting["now"])
+            time.sleep(0.002)
+            with lock:
+                waiting["now"] -= 1
+
+    monkeypatch.setattr(system, "disk", Slow())
+    work = workspace(tmp_path, "store")
+    publication = staged(work)
+    for number in range(64):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+        publication.staged.files.append(StagedFile(f"{number}.txt", "text/plain", tmp_path / f"{number}.txt"))
+    publish(work, publication, facts=lambda: FACTS)
+    assert max(at_once) >= 8

@@ -265,3 +265,23 @@ def test_completion_prints_a_script(project: Project, shell: str) -> None:
 def test_every_exit_code_of_the_classes_is_in_the_table() -> None:
     assert set(exit_codes()) == {0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 130, 141}
     assert "| 13 | digest mismatch | `DigestMismatch` |" in table()
+
+
+def test_what_dvc_lacks_outside_its_environment_is_said(built: Project) -> None:
+    (built.root / ".dvc").mkdir()
+    checks = {row["name"]: row for row in built.json("doctor", code=1, PATH="/nonexistent")["checks"]}
+    assert not checks["command"]["ok"]
+    assert "dvc repro" in checks["command"]["next_step"]
+    checks = {row["name"]: row for row in json.loads(built.outcome("doctor", "--json").stdout)["checks"]}
+    assert checks["command"]["ok"] or "PATH=" in checks["command"]["next_step"]
+    assert "no_scm" in checks["git"]["detail"]
+    assert checks["file system of the store"]["ok"]
+    assert checks["file system of the checkout"]["ok"]
+
+
+def test_a_commit_that_git_does_not_tell_is_attested_as_unknown(built: Project) -> None:
+    (built.root / ".git").mkdir()  # as one that git refuses: it is there, and nothing can be had from it
+    said = built.run("build", "seed", "--force").stderr
+    assert "attested as unknown" in said
+    attested = built.json("show", "seed")["attestations"]
+    assert "unknown" in json.dumps(attested)

@@ -62,6 +62,7 @@ def test_what_the_stock_library_writes_is_read(tensors: dict[str, Any], metadata
         assert data[span.begin : span.end] == tensors[span.name].tobytes()
 
 
+STRICTER = {"duplicate names"}  # of which the stock library takes one
 BAD = {
     "empty": b"",
     "short": b"\x01\0\0\0",
@@ -70,7 +71,8 @@ BAD = {
     "a bomb of a header": struct.pack("<Q", 2**40) + b"{}",
     "not json": shard(b"{x}"),
     "an array": shard(b"[]"),
-    "leading space": shard(b" {}"),
+    "leading no-break space": shard(b"\xa0{}"),
+    "only blanks": shard(b"  "),
     "duplicate names": shard(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
                              b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
     "hole at the start": shard({"a": row(1, 2)}, b"xy"),
@@ -86,7 +88,8 @@ BAD = {
     "boolean shape": shard({"a": row(0, 1, "U8", [True])}, b"x"),
     "fractional offset": shard({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1.5]}}, b"x"),
     "metadata not text": shard({"__metadata__": {"a": 1}}),
-    "extra field": shard({"a": {**row(0, 1), "x": 1}}, b"x"),
+    "metadata of null": shard({"__metadata__": {"a": None}}),
+    "a header of 100 MB and a byte": shard(b"{}" + b" " * (100_000_000 - 1)),
     "missing field": shard({"a": {"dtype": "U8", "shape": [1]}}, b"x"),
     "nan": shard(b'{"a":NaN}'),
 }  # fmt: skip
@@ -95,6 +98,23 @@ BAD = {
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_bad_headers_are_refused(name: str) -> None:
     assert not is_taken(BAD[name])
+    assert not stock_takes(BAD[name]) or name in STRICTER
+
+
+ODD = {
+    "leading blanks": shard(b" \n\t\r" + json.dumps({"a": row(0, 1)}).encode(), b"x"),
+    "trailing blanks": shard(json.dumps({"a": row(0, 1)}).encode() + b" " * 9, b"x"),
+    "metadata null": shard({"__metadata__": None, "a": row(0, 1)}, b"x"),
+    "an unknown field": shard({"a": {**row(0, 1), "x": [{"y": None}]}}, b"x"),
+    "a header of 40 MiB": shard({"__metadata__": {"vocabulary": "a" * (40 << 20)}, "a": row(0, 1)}, b"x"),
+    "64 dimensions": shard({"a": row(0, 1, shape=[1] * 64)}, b"x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_the_stock_library_reads_though_nobody_writes_it_is_read(name: str) -> None:
+    assert stock_takes(ODD[name])
+    assert [span.name for span in parse_header(ODD[name], file_size=len(ODD[name]), where="test").tensors] == ["a"]
 
 
 @settings(max_examples=300)

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from vpstore.checkout import Checkout, CheckoutConfig
 from vpstore.errors import UsageError, VpstoreError
-from vpstore.repository import git_environment
+from vpstore.repository import git_environment, is_in_repository
 from vpstore.schema.lockfile import Lockfile
 
 CONFIG_FILE: Final = "pyproject.toml"
@@ -48,7 +48,7 @@ class Committed:
 
 def read_committed(checkout: Checkout) -> Committed:
     """Ask git for HEAD's lock and keys; its own pyproject.toml says where they lie, or the one here if it has none."""
-    if not _is_in_repository(checkout.root):
+    if not is_in_repository(checkout.root):
         return Committed(is_repository=False)
     try:
         head = _head(checkout.root)
@@ -59,12 +59,6 @@ def read_committed(checkout: Checkout) -> Committed:
         return Committed(commit=head.commit, config=config, lock=_lock(head, where.lock), keys=_keys(head, where))
     except VpstoreError as error:
         return Committed(fault=error)
-
-
-def _is_in_repository(root: Path) -> bool:
-    """Whether git would look for one: without asking git, whose no may have other reasons."""
-    real = root.resolve()
-    return any(os.path.lexists(folder / ".git") for folder in (real, *real.parents))
 
 
 class _Head(NamedTuple):

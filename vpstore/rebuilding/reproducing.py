@@ -33,7 +33,7 @@ from vpstore.schema.attestation import BuildFacts
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.reproduction import Outcome, Reproduction, Result, Subject
-from vpstore.surroundings import Stopwatch
+from vpstore.surroundings import UNKNOWN, Stopwatch
 from vpstore.verbs.cache import build_statement
 from vpstore.workspace import Workspace
 
@@ -188,7 +188,7 @@ def advice(work: Workspace, manifest: Manifest) -> str:
     """What to do when this checkout's runner and the recorded recipe do not go together."""
     statement = build_statement(work, manifest)
     commit = statement.facts.git.get("commit") if statement is not None else None
-    if commit is None:
+    if commit in (None, UNKNOWN):
         return "check out the state of the repository in which it was built, and try there"
     return f"git checkout {commit}, in which it was built, and try there"
 

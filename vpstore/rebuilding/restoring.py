@@ -24,7 +24,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import InputRecord, Manifest
 from vpstore.schema.ref import Ref, StageRef
 from vpstore.storage.prefixes import by_prefix
-from vpstore.surroundings import Stopwatch
+from vpstore.surroundings import UNKNOWN, Stopwatch
 from vpstore.verbs.publish import Publication, publish
 from vpstore.workspace import Workspace
 
@@ -135,7 +135,7 @@ class Restoration:
 
     def _commit(self, artifact: Digest) -> str:
         commits = [statement.facts.git.get("commit") for statement in self.work.store.attestations.of(artifact)]
-        known = [commit for commit in commits if commit]
+        known = [commit for commit in commits if commit not in (None, UNKNOWN)]
         return f"git checkout {known[-1]}" if known else "check out the commit that wrote this lock entry or pointer"
 
     def _make(self, task: Task, artifact: Digest) -> Manifest:

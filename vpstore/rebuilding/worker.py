@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpstore.errors import UsageError, VpstoreError
+from vpstore.missing import missing_package
 from vpstore.project_code import checked, left, project_code
 from vpstore.runner import (
     Needs,
@@ -228,6 +229,9 @@ def _performed(job: Job, progress: Any, needed: Callable[[Needs], None]) -> dict
     except Exception as error:
         if isinstance(error, OSError) and job.purpose == "build":  # the disk refused, which who waits has words for
             return {"refusal": [error.errno, error.strerror, str(error.filename or "")]}
+        lacking = missing_package(error, [job.root, job.tree], where=job.prepared.recipe_entry)
+        if lacking is not None:
+            return {"error": _fields(lacking)}
         traceback.print_exc()  # whatever old recipes and a newer frame do to each other
         return {"failure": f"{type(error).__name__}: {error}"[:2000]}
 

@@ -56,17 +56,17 @@ def parse_canonical(data: bytes, *, where: str) -> Any:
     return value
 
 
-def parse_strict(data: bytes, *, where: str) -> Any:
+def parse_strict(data: bytes, *, where: str, limit: int = MAX_BYTES) -> Any:
     """Read JSON of any layout, strictly.
 
-    Args:    data: UTF-8 without a byte order mark; where: the place, for errors.
+    Args:    data: UTF-8 without a byte order mark; where: the place, for errors; limit: in bytes.
     Returns: dicts, lists, str, int, float, bool, None. Integers beyond 2**53 - 1 are read as floats, as RFC 8785 prints
              large floats without an exponent.
-    Raises:  BadManifest: not JSON, a duplicate key, NaN, larger than MAX_BYTES, deeper than MAX_DEPTH.
+    Raises:  BadManifest: not JSON, a duplicate key, NaN, larger than the limit, deeper than MAX_DEPTH.
     """
-    if len(data) > MAX_BYTES:
+    if len(data) > limit:
         raise BadManifest(
-            "a document is too large", where=where, expected=f"at most {MAX_BYTES} bytes", found=f"{len(data)} bytes"
+            "a document is too large", where=where, expected=f"at most {limit} bytes", found=f"{len(data)} bytes"
         )
     try:
         value = json.loads(

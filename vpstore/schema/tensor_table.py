@@ -3,7 +3,8 @@
 Place in the path: publish parses the header of each shard and stores a table (a blob of its own) that the manifest
 names; verify and repair say with it which tensor a damaged byte belongs to, `open` checks single tensors against it.
 Invariants: spans are absolute byte ranges [begin, end) of the shard; header and tensors tile the file without a hole or
-an overlap; nothing that the stock library refuses is accepted.
+an overlap; nothing that the stock library refuses is accepted, and what it reads is, but for the bounds below and for
+JSON that is not strict (a key twice in one row, NaN, nesting beyond 64).
 
 Example:
     layout = parse_header(first_bytes, file_size=path.stat().st_size, where=str(path))
@@ -25,9 +26,10 @@ from vpstore.schema.fields import Fields
 FORMAT: Final = 1
 MEDIA_TYPE: Final = "application/vnd.vpstore.tensor-table.v1+json"
 SAFETENSORS: Final = "application/vnd.safetensors"
-MAX_HEADER_BYTES: Final = 32 << 20  # the stock library allows 100 MB; 80,000 tensors need about 12 MB
+MAX_HEADER_BYTES: Final = 100_000_000  # the stock library's own bound; 80,000 tensors need about 12 MB
 MAX_TENSORS: Final = 1_000_000
-_MAX_RANK: Final = 32
+_MAX_RANK: Final = 64  # no tensor library has more
+_BLANKS: Final = b" \t\n\r"  # of JSON
 _MIN_NESTING: Final = 12  # bytes of a header for each bracket: a tensor has three and needs more than 40
 BITS: Final[Mapping[str, int]] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -139,16 +141,18 @@ def parse_header(head: bytes, *, file_size: int, where: str) -> ShardLayout:
     end = header_end(head, file_size=file_size, where=where)
     if len(head) < end:
         raise BadManifest("a safetensors header is cut off", where=where, expected=f"{end} bytes", found=f"{len(head)}")
-    if head[8:9] != b"{":
-        raise BadManifest("a safetensors header is not a JSON object", where=where, expected="'{' at byte 8")
+    if not head[8:end].lstrip(_BLANKS).startswith(b"{"):
+        raise BadManifest(
+            "a safetensors header is not a JSON object", where=where, expected="'{', after blanks at most"
+        )
     if (count := head.count(b"[", 8, end) + head.count(b"{", 8, end)) > (end - 8) // _MIN_NESTING + 2:
         raise BadManifest("a safetensors header is mostly brackets", where=where, found=f"{count} in {end - 8} bytes")
-    fields = parse_strict(head[8:end], where=where)
+    fields = parse_strict(head[8:end], where=where, limit=MAX_HEADER_BYTES)
     if not isinstance(fields, dict) or len(fields) > MAX_TENSORS:
         raise BadManifest(
             "a safetensors header is not acceptable", where=where, expected=f"at most {MAX_TENSORS} names"
         )
-    _check_metadata(fields.pop("__metadata__", {}), where=where)
+    _check_metadata(fields.pop("__metadata__", None), where=where)
     spans = [_declared(name, value, end=end, where=where) for name, value in fields.items()]
     spans.sort(key=lambda span: (span.begin, span.end, span.name))
     _check_tiling(spans, begin=end, end=file_size, where=where)
@@ -174,8 +178,9 @@ def header_end(head: bytes, *, file_size: int, where: str) -> int:
 
 
 def _check_metadata(metadata: object, *, where: str) -> None:
-    is_text = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    if not is_text:
+    if metadata is None:  # absent, or null
+        return
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise BadManifest("safetensors metadata is not text to text", where=f"{where}: __metadata__")
 
 
@@ -183,8 +188,7 @@ def _declared(name: str, value: Any, *, end: int, where: str) -> TensorSpan:
     fields = Fields(value, where=f"{where}: {name[:200]}")
     dtype = fields.text("dtype")
     shape = _shape(fields)
-    first, last = _span(fields, "data_offsets")
-    fields.done()
+    first, last = _span(fields, "data_offsets")  # other fields mean nothing to the stock library, nor here
     span = TensorSpan(name, dtype, shape, end + first, end + last)
     _check_size(span, where=fields.where)
     return span

@@ -19,6 +19,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Manifest
 from vpstore.schema.ref import StageRef
 from vpstore.sharing.naming import named
+from vpstore.surroundings import UNKNOWN
 from vpstore.workspace import Workspace
 
 _DIGITS: Final = 12  # of a digest that is named, as far as they are enough
@@ -77,6 +78,6 @@ def unread_made_again(work: Workspace, artifact: Digest) -> str:
         commits = [statement.facts.git.get("commit") for statement in work.store.attestations.of(artifact)]
     except VpstoreError:
         commits = []
-    known = [commit for commit in commits if commit]
+    known = [commit for commit in commits if commit not in (None, UNKNOWN)]
     origin = f"git checkout {known[-1]}" if known else "check out the config that made it"
     return f"nothing here says how {artifact.short} was built, so {origin} and build it there"

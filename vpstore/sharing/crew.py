@@ -143,7 +143,7 @@ def blob_sizes(crew: Crew, remote: Remote, digests: Sequence[Digest]) -> dict[Di
     Raises:  RemoteFailure.
     """
     names = {blob_name(digest): digest for digest in digests}
-    if len(names) < MANY:
+    if len(names) < MANY or not remote.lists:
         sizes = zip(names, crew.each(remote.size, list(names)), strict=True)
         return {names[name]: size for name, size in sizes if size is not None}
     folders = sorted({name.rpartition("/")[0] + "/" for name in names})

@@ -172,7 +172,7 @@ class TemporaryFile:
         self._state = blake3(max_threads=blake3.AUTO)
         self._file = self.path.open("xb", buffering=0)
         with suppress(OSError):  # so that gc knows it for somebody's, also on another host; not every disk can
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.disk.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append bytes; short writes are continued until all are written."""
@@ -194,7 +194,7 @@ class TemporaryFile:
         if found.st_size != self.size_bytes:  # the disk took bytes that it does not have
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
         # The file was made under the umask: what that took from the group and the world stays taken.
-        os.fchmod(self._file.fileno(), mode & found.st_mode)
+        system.disk.fchmod(self._file.fileno(), mode & found.st_mode)
         system.disk.fsync(self._file.fileno())
 
     def commit(self, target: Path, *, mode: int = READ_ONLY) -> None:
@@ -278,7 +278,7 @@ def clone(source: Path, target: Path) -> bool:
         except OSError:
             cloned = False
         else:
-            os.fchmod(copy.fileno(), READ_ONLY & os.fstat(copy.fileno()).st_mode)
+            system.disk.fchmod(copy.fileno(), READ_ONLY & os.fstat(copy.fileno()).st_mode)
             cloned = True
     if not cloned:
         remove(target)

@@ -113,6 +113,10 @@ def windows(source: BinaryIO) -> Iterator[memoryview]:
         yield buffer[:count]
 
 
+MANY: Final = 32  # files, from which on it pays to have several wait for the disk at once
+WAITERS: Final = 16  # how many do
+
+
 def in_threads(work: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:
     """Do `work` for every item, so many at once; it should spend its time where Python's lock is not held.
 

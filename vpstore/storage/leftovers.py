@@ -22,7 +22,7 @@ from typing import Literal
 
 from vpstore.schema.digest import is_hex
 from vpstore.storage import modes
-from vpstore.storage.locks import release, take
+from vpstore.storage.locks import is_taken, release
 from vpstore.storage.store import Store
 
 Kind = Literal["temporary", "download", "scratch", "process", "quarantine"]
@@ -95,7 +95,7 @@ def unused(store: Store, leftover: Leftover) -> Iterator[bool]:
     elif leftover.path.is_file() and not leftover.path.is_symlink():
         descriptor = os.open(leftover.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            yield take(descriptor, fcntl.LOCK_SH)  # whoever writes it has it locked, also on another host
+            yield is_taken(descriptor, fcntl.LOCK_SH)  # whoever writes it has it locked, also on another host
         finally:
             release(descriptor)
     else:

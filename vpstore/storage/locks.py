@@ -17,13 +17,13 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vpstore.errors import VpstoreError
-from vpstore.storage import atomic
+from vpstore.storage import atomic, refusals, system
 
 STORE: Final = "store"  # shared by those who add to the store, exclusive for the one who sweeps it
 _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # no folder, where none could be made
@@ -43,38 +43,56 @@ class Locks:
         """The lock's file, whether or not it is there."""
         return self.root / f"{name}.lock"
 
+    @property
+    def are_had(self) -> bool:
+        """Whether the file system has locks; where it has none nobody can sweep, and who only reads needs none."""
+        descriptor = self._open(STORE)
+        if descriptor is None:
+            return True  # nobody knows
+        try:
+            take(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            return error.errno not in refusals.NO_LOCKS
+        finally:
+            release(descriptor)
+        return True
+
     @contextmanager
-    def exclusive(self, name: str, *, waiting: Callable[[], None] = _silently) -> Iterator[None]:
+    def exclusive(
+        self, name: str, *, waiting: Callable[[], None] = _silently, is_needed: bool = True
+    ) -> Iterator[None]:
         """Be the only one who holds `name`.
 
-        Args:    waiting: called once if somebody else holds it.
+        Args:    waiting: called once if somebody else holds it; is_needed: False for who can do without, on a file
+                 system that has no locks.
+        Raises:  VpstoreError: there are no locks, or no file can be made for one.
         """
-        with self._held(name, fcntl.LOCK_EX, waiting):
+        with self._held(name, fcntl.LOCK_EX, waiting, is_needed=is_needed):
             yield
 
     @contextmanager
     def shared(self, name: str, *, waiting: Callable[[], None] = _silently) -> Iterator[None]:
         """Hold `name` with others who share it, while nobody holds it exclusively. May be held twice by one process."""
-        with self._held(name, fcntl.LOCK_SH, waiting):
+        with self._held(name, fcntl.LOCK_SH, waiting, is_needed=False):
             yield
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
         """Hold `name` exclusively if nobody has it.
 
-        Returns: whether it is held.
+        Returns: whether it is held; never, on a file system without locks.
         """
         descriptor = self._open(name)
         if descriptor is None:
             yield False
             return
         try:
-            yield take(descriptor, fcntl.LOCK_EX)
+            yield is_taken(descriptor, fcntl.LOCK_EX)
         finally:
             release(descriptor)
 
     @contextmanager
-    def _held(self, name: str, kind: int, waiting: Callable[[], None]) -> Iterator[None]:
+    def _held(self, name: str, kind: int, waiting: Callable[[], None], *, is_needed: bool) -> Iterator[None]:
         descriptor = self._open(name)
         if descriptor is None:
             if kind == fcntl.LOCK_EX:
@@ -84,7 +102,17 @@ class Locks:
         try:
             if not take(descriptor, kind):
                 waiting()
-                fcntl.flock(descriptor, kind)
+                system.disk.flock(descriptor, kind)
+        except BaseException as error:
+            release(descriptor)
+            if not isinstance(error, OSError):
+                raise
+            # Where nobody can lock, nobody sweeps: who only shares has nothing to wait for.
+            if error.errno not in refusals.NO_LOCKS or is_needed:
+                raise refusals.as_error(error, self.path(name), "locking") or error from error
+            yield
+            return
+        try:
             yield
         finally:
             release(descriptor)
@@ -119,15 +147,27 @@ def take(descriptor: int, kind: int) -> bool:
     """Lock an open file without waiting.
 
     Returns: whether it could be had.
+    Raises:  OSError: the file system has no locks.
     """
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        system.disk.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
+def is_taken(descriptor: int, kind: int) -> bool:
+    """As `take`; False also where the file system has no locks, and nobody can know whether somebody is at work."""
+    try:
+        return take(descriptor, kind)
+    except OSError as error:
+        if error.errno not in refusals.NO_LOCKS:
+            raise
+        return False
+
+
 def release(descriptor: int) -> None:
     """Unlock and close: a child that was forked meanwhile has the descriptor, too, and must not keep the lock."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    with suppress(OSError):  # there is none, or the kernel frees it with the last descriptor
+        system.disk.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

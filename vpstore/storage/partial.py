@@ -180,7 +180,7 @@ def _settle(descriptor: int, path: Path, size_bytes: int) -> None:
             atomic.remove(path)
         raise
     with suppress(PermissionError):  # another user began it: only the owner may change its mode
-        os.fchmod(descriptor, atomic.READ_ONLY & found.st_mode)
+        system.disk.fchmod(descriptor, atomic.READ_ONLY & found.st_mode)
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _held(path: Path) -> Iterator[tuple[int, bool]]:
         try:
             if not locks.take(descriptor, fcntl.LOCK_EX):
                 has_waited = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                system.disk.flock(descriptor, fcntl.LOCK_EX)
             if _is_named(descriptor, path):
                 yield descriptor, has_waited
                 return

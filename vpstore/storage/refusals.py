@@ -39,11 +39,34 @@ _ADVICE: Final[Mapping[int, str]] = {
     errno.ENOTDIR: "a file lies where a folder should: move it away",
     errno.ELOOP: "a symbolic link lies where a file should: remove it",
 }
+NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what flock says where there is none
+_ELSEWHERE: Final = (
+    "vpstore doctor tries what this file system can; set VPSTORE_ROOT, or put the checkout, on one that can do it"
+)
+# What a file system may lack. From a call of ours these are its limits; in a project's code they may be its mistakes.
+_LIMITS: Final[Mapping[int, str]] = {
+    **dict.fromkeys((errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EMLINK), _ELSEWHERE),
+    errno.ENOLCK: "mount the file system with locks (Lustre: -o flock; NFS: lockd), or use another (VPSTORE_ROOT)",
+    errno.ENOTEMPTY: "another process or a person put something there: look at it, then run the command again",
+    errno.EBUSY: "something holds the path, as a mount: look at it, then run the command again",
+    errno.ETXTBSY: "a program runs from that file: end it, then run the command again",
+    errno.ENOTCONN: "the file system is not mounted any more: mount it, then run the command again",
+    errno.ETIMEDOUT: "the file system does not answer: look at its server, then run the command again",
+    errno.EHOSTDOWN: "the file system does not answer: look at its server, then run the command again",
+    errno.EREMOTEIO: "the file system's server reports an error: look at it, then run the command again",
+    errno.ENODEV: "the device is gone: attach it, then run the command again",
+    errno.ENXIO: "the device is gone: attach it, then run the command again",
+    errno.ENOMEM: "free memory, then run the command again",
+    errno.ENFILE: "raise the system's limit on open files (fs.file-max)",
+}
 
 
-def as_error(error: OSError, where: Path | str, doing: str) -> VpstoreError | None:
-    """The error of ours for a refusal, or None if it is no refusal but a fault of the program."""
-    advice = _ADVICE.get(error.errno or 0)
+def as_error(error: OSError, where: Path | str, doing: str, *, is_ours: bool = True) -> VpstoreError | None:
+    """The error of ours for a refusal, or None if it is no refusal but a fault of the program.
+
+    Args:    is_ours: a call of vpstore's own was refused, and not one of the project's code.
+    """
+    advice = _ADVICE.get(error.errno or 0) or (_LIMITS.get(error.errno or 0) if is_ours else None)
     if advice is None:
         return None
     what = f"{doing} failed: {os.strerror(error.errno or 0)}"

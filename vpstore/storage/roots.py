@@ -28,7 +28,7 @@ from vpstore.schema.canonical import parse_strict, readable_bytes
 from vpstore.schema.digest import Digest
 from vpstore.schema.fields import Fields
 from vpstore.storage import atomic
-from vpstore.storage.locks import STORE, Locks, release, take
+from vpstore.storage.locks import STORE, Locks, is_taken, release, take
 
 FORMAT: Final = 1
 _RUNNING: Final = "running"
@@ -270,6 +270,6 @@ def _is_held(path: Path) -> bool:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-    is_free = take(descriptor, fcntl.LOCK_SH)
+    is_free = is_taken(descriptor, fcntl.LOCK_SH)
     release(descriptor)
     return not is_free

@@ -3,7 +3,8 @@
 Place in the path: under `atomic`, which is under everything else. Nothing but this module calls the operating system to
 write, make durable, rename, link, remove or change the mode of a path; a test puts another object in the place of
 `disk`, which kills the process or refuses at the n-th call, and so reaches every point at which a machine can fail.
-Invariants: one method a system call, no policy; `disk` is replaced only by tests.
+Invariants: one method a system call, no policy; a refusal names the file, also where the call has only its descriptor;
+`disk` is replaced only by tests.
 
 Example:
     system.disk.fsync(descriptor)
@@ -11,8 +12,10 @@ Example:
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -25,11 +28,23 @@ class Disk:
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """write(2): may write less than it was given."""
-        return os.write(descriptor, data)
+        with _naming(descriptor):
+            return os.write(descriptor, data)
 
     def fsync(self, descriptor: int) -> None:
         """fsync(2), of a file or a directory."""
-        os.fsync(descriptor)
+        with _naming(descriptor):
+            os.fsync(descriptor)
+
+    def flock(self, descriptor: int, kind: int) -> None:
+        """flock(2)."""
+        with _naming(descriptor):
+            fcntl.flock(descriptor, kind)
+
+    def fchmod(self, descriptor: int, mode: int) -> None:
+        """fchmod(2)."""
+        with _naming(descriptor):
+            os.fchmod(descriptor, mode)
 
     def begin_writing(self, descriptor: int, start: int, size_bytes: int) -> None:
         """sync_file_range(2), where there is one: the disk may begin with these bytes now. A hint, no promise.
@@ -66,6 +81,18 @@ class Disk:
     def rmdir(self, path: Path) -> None:
         """rmdir(2)."""
         os.rmdir(path)
+
+
+@contextmanager
+def _naming(descriptor: int) -> Iterator[None]:
+    """Let a refusal say which file it is about: the kernel was told a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            with suppress(OSError):  # no /proc
+                error.filename = os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
+        raise
 
 
 @cache

@@ -1,6 +1,6 @@
 """doctor: is everything here that the other commands need, and what to do if not.
 
-Place in the path: beside it; every check stands alone, none changes anything.
+Place in the path: beside it; every check stands alone, none leaves anything changed.
 
 Example:
     for check in examine(Path.cwd(), profile=None).checks: print(check.name, check.ok)
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from vpstore.storage.leftovers import Clock, leftovers
 from vpstore.storage.modes import owner_name
 from vpstore.storage.stamps import cache_directory
 from vpstore.storage.store import Store, locate
+from vpstore.storage.trial import try_out
 from vpstore.workspace import Workspace
 
 _LOW_SPACE: Final = 2 << 30
@@ -87,7 +89,8 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
     root = locate(start)
     found.store = str(root) if root is not None else None
     if found.ask("store", lambda: _store(start)) and root is not None:
-        found.ask("store is writable", lambda: _writable(root / "tmp"))
+        if found.ask("store is writable", lambda: _writable(root / "tmp")):
+            found.ask("file system of the store", lambda: _able(root / "tmp"))
         found.ask("space", lambda: _space(root))
         found.ask("sharing", lambda: _sharing(root))
         found.ask("readable", lambda: _readable(root))
@@ -97,10 +100,14 @@ def examine(start: Path, *, profile: str | None) -> Diagnosis:
         found.ask("readable", lambda: _readable(root))  # a part that somebody shut is why it cannot be opened
     found.ask("stat stamps", lambda: _stamps(cache_directory()))
     found.ask("git", lambda: _git(start, profile))
+    if _has_dvc(start.absolute()):
+        found.ask("command", _command)
     if not found.ask("checkout", lambda: (True, str(Checkout.find(start, profile=profile).root), "")):
         return found
     checkout = Checkout.find(start, profile=profile)
     found.checkout, found.profile = str(checkout.root), checkout.profile
+    if os.access(checkout.root, os.W_OK | os.X_OK):
+        found.ask("file system of the checkout", lambda: _able_below(checkout))
     found.ask("lock", lambda: (True, f"{len(checkout.lock().profiles)} profiles", ""))
     if found.ask("objects", lambda: (True, f"{len(checkout.objects.order)} stages", "")):
         _examine_project(found, checkout, is_asked=profile is not None)
@@ -137,9 +144,25 @@ def _git(start: Path, profile: str | None) -> tuple[bool, str, str]:
     if committed.fault is not None:
         raise committed.fault
     if not committed.is_repository:
-        return True, "the checkout is in no git repository: audit has no committed lock to compare with", ""
+        dvc = (
+            "; dvc repro wants `git init`, or `dvc config --local core.no_scm true`" if _has_dvc(checkout.root) else ""
+        )
+        return True, f"the checkout is in no git repository: audit has no committed lock to compare with{dvc}", ""
     has = "HEAD has the lock" if committed.lock is not None else "HEAD has no lock: audit has none to compare with"
     return True, has, ""
+
+
+def _has_dvc(root: Path) -> bool:
+    return any((folder / ".dvc").is_dir() for folder in (root, *root.parents))
+
+
+def _command() -> tuple[bool, str, str]:
+    """Whether a shell finds this environment's `vpstore`, as the commands of dvc.yaml want it."""
+    own = Path(sys.prefix, "bin")
+    found = shutil.which("vpstore")
+    if found is not None and (Path(found).parent.samefile(own) or not (own / "vpstore").exists()):
+        return True, found, ""
+    return False, f"a shell finds {found or 'none'}", f'PATH="{own}:$PATH" dvc repro, or activate the environment'
 
 
 def _runner(checkout: Checkout) -> tuple[bool, str, str]:
@@ -154,6 +177,23 @@ def _store(start: Path) -> tuple[bool, str, str]:
 
 def _writable(folder: Path) -> tuple[bool, str, str]:
     return os.access(folder, os.W_OK | os.X_OK), str(folder), f"give this user write access to {folder}"
+
+
+def _able(folder: Path) -> tuple[bool, str, str]:
+    """Whether a file system does what will be asked of it: tried on a folder that is gone afterwards."""
+    faults = try_out(folder)
+    detail = "; ".join(faults) or "writes, renames, locks and makes durable"
+    return (
+        not faults,
+        detail,
+        "set VPSTORE_ROOT, or put the checkout, on a file system that can do it; some need a mount option",
+    )
+
+
+def _able_below(checkout: Checkout) -> tuple[bool, str, str]:
+    """The same where views, pointers and their locks are made."""
+    with checkout.opened(checkout.views if checkout.views.is_dir() else checkout.root) as place:
+        return _able(place)
 
 
 def _stamps(folder: Path) -> tuple[bool, str, str]:

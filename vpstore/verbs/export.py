@@ -24,7 +24,7 @@ from vpstore.schema.digest import Digest
 from vpstore.schema.export_record import RECORD_FILE, ExportedFile, ExportRecord
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.schema.paths import check_path
-from vpstore.storage import atomic
+from vpstore.storage import atomic, hashing
 from vpstore.workspace import Workspace
 
 _MODE = 0o644  # under the umask, as any new file
@@ -71,10 +71,15 @@ def export(work: Workspace, manifest: Manifest, target: Path) -> None:
     refuse_target(work, target)
     files = {MANIFEST_FILE: manifest.digest, **{row.path: row.digest for row in manifest.files}}
     with _appearing(work, manifest, target) as fresh:
-        for number, (path, digest) in enumerate(sorted(files.items())):
+        for folder in sorted({(fresh / path).parent for path in files}):
+            atomic.make_directory(folder)
+
+        def write(row: tuple[str, Digest]) -> None:
+            _write(work, fresh / row[0], row[1], what=f"{manifest.ref}, {row[0]}")
+
+        workers = hashing.WAITERS if len(files) >= hashing.MANY else 1
+        for number, _ in enumerate(hashing.in_threads(write, sorted(files.items()), workers=workers)):
             work.narrator.progress("export", number, len(files))
-            atomic.make_directory((fresh / path).parent)
-            _write(work, fresh / path, digest, what=f"{manifest.ref}, {path}")
     work.narrator.progress("export", len(files), len(files))
 
 
@@ -168,7 +173,7 @@ def _write(work: Workspace, path: Path, digest: Digest, *, what: str) -> None:
 def _copy(blob: Path, path: Path) -> Digest:
     with atomic.TemporaryFile(path.parent) as out:
         with blob.open("rb", buffering=0) as source:
-            buffer = memoryview(bytearray(atomic.CHUNK))
+            buffer = memoryview(bytearray(min(atomic.CHUNK, blob.stat().st_size + 1)))
             while count := source.readinto(buffer):
                 out.write(buffer[:count])
         out.commit(path, mode=_MODE)

@@ -61,7 +61,8 @@ def _settle(work: Workspace, manifest: Manifest, view: Path) -> None:
     if not _faults(work, manifest, view) and _attested(work, manifest, beside) is None:
         return
     # In the checkout, not in the store: views are the checkout's, and who makes one may only read the store.
-    with Locks(view.parent).exclusive(LOCK):
+    # Without locks, the second of two who replace it is told that something is in the way.
+    with Locks(view.parent).exclusive(LOCK, is_needed=False):
         if _faults(work, manifest, view):  # else another process has mended it meanwhile
             _replace(work, manifest, view)
         lines = _attested(work, manifest, beside)  # by now
@@ -109,11 +110,10 @@ def _register(work: Workspace, manifest: Manifest, view: Path) -> None:
     try:
         work.hold(held)
     except (OSError, VpstoreError):
-        if work.store.roots.is_writable:
+        if work.store.roots.is_writable and work.store.locks.are_had:
             raise
-        work.narrator.warn(
-            f"{manifest.ref}: this user cannot write to the store: `vpstore gc` will not know of this view"
-        )
+        why = "nothing can be locked in the store" if work.store.roots.is_writable else "this user cannot write to it"
+        work.narrator.warn(f"{manifest.ref}: the store's `vpstore gc` will not know of this view: {why}")
 
 
 def view_faults(work: Workspace, manifest: Manifest, *, full: bool = False) -> list[str]:
@@ -132,8 +132,9 @@ def _faults(work: Workspace, manifest: Manifest, view: Path, *, full: bool = Fal
     present = set(_files_below(view))
     faults = [path for path in expected if path not in present]
     faults += [path for path in present if path not in expected]
+    texts = _LinkTexts(work)
     for path in present & expected.keys():
-        if not _shows(work, view / path, expected[path], full=full):
+        if not _shows(work, view / path, expected[path], texts, full=full):
             faults.append(path)
     return sorted(faults)
 
@@ -161,10 +162,10 @@ def _files_below(view: Path) -> list[str]:
     return [path.relative_to(view).as_posix() for path in found]
 
 
-def _shows(work: Workspace, path: Path, digest: Digest, *, full: bool) -> bool:
+def _shows(work: Workspace, path: Path, digest: Digest, texts: _LinkTexts, *, full: bool) -> bool:
     """Whether one entry is the blob: a link to it, or a file with its bytes."""
     if path.is_symlink():
-        return os.readlink(path) == _link_text(work, path, digest)
+        return os.readlink(path) == texts.of(path, digest)
     if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for
         return False
     stamps = work.store.blobs.stamps
@@ -178,18 +179,26 @@ def _shows(work: Workspace, path: Path, digest: Digest, *, full: bool) -> bool:
     return True
 
 
-def _link_text(work: Workspace, path: Path, digest: Digest) -> str:
-    """Relative where store and view move together with the checkout, else absolute."""
-    blob = work.store.blobs.path(digest)
-    root = os.path.realpath(work.checkout.root)
-    inside = os.path.realpath(work.checkout.views).startswith(root + os.sep)
-    if inside and os.path.realpath(work.store.root).startswith(root + os.sep):
-        return os.path.relpath(os.path.realpath(work.store.root) + str(blob)[len(str(work.store.root)) :], _home(path))
-    return str(blob)
+class _LinkTexts:
+    """What the links of one view say: relative where store and view move together with the checkout, else absolute.
 
+    Where folders really lie is asked once; a view may have thousands of files.
+    """
 
-def _home(path: Path) -> str:
-    return os.path.realpath(path.parent)
+    def __init__(self, work: Workspace) -> None:
+        self._blobs, self._root = work.store.blobs, str(work.store.root)
+        root, self._real = os.path.realpath(work.checkout.root) + os.sep, os.path.realpath(work.store.root)
+        self._is_inside = os.path.realpath(work.checkout.views).startswith(root) and self._real.startswith(root)
+        self._ways: dict[Path, str] = {}  # from a folder of the view to the store
+
+    def of(self, path: Path, digest: Digest) -> str:
+        """The text of the link at `path`."""
+        blob = str(self._blobs.path(digest))
+        if not self._is_inside:
+            return blob
+        if path.parent not in self._ways:
+            self._ways[path.parent] = os.path.relpath(self._real, os.path.realpath(path.parent))
+        return self._ways[path.parent] + blob[len(self._root) :]
 
 
 def _replace(work: Workspace, manifest: Manifest, view: Path) -> None:
@@ -199,9 +208,10 @@ def _replace(work: Workspace, manifest: Manifest, view: Path) -> None:
     fresh = atomic.temporary_name(view.parent)
     fresh = fresh.with_name(f".{fresh.name}")
     try:
+        texts = _LinkTexts(work)
         for path, digest in sorted(_expected(manifest).items()):
             atomic.make_directory((fresh / path).parent)
-            _show(work, fresh / path, digest)
+            _show(work, fresh / path, digest, texts)
         atomic.fsync_directory(fresh)
         if os.path.lexists(view):
             _set_aside(work, manifest, view)
@@ -210,13 +220,13 @@ def _replace(work: Workspace, manifest: Manifest, view: Path) -> None:
         atomic.remove_tree(fresh)
 
 
-def _show(work: Workspace, path: Path, digest: Digest) -> None:
+def _show(work: Workspace, path: Path, digest: Digest, texts: _LinkTexts) -> None:
     blob = work.store.blobs.path(digest)
     if atomic.clone(blob, path):
         atomic.fsync_file(path)
         return
     try:
-        atomic.link(path, _link_text(work, path, digest))
+        atomic.link(path, texts.of(path, digest))
     except OSError as error:
         if error.errno not in _NO_LINKS:  # a disk that is full or broken takes no copy either
             raise

@@ -19,8 +19,10 @@ from threading import BoundedSemaphore
 from typing import Final
 
 from vpstore.errors import BadManifest, RecipeRefused
+from vpstore.lineage import tensor_places
 from vpstore.runner import Staged, StagedFile
 from vpstore.schema.attestation import BuildFacts, Statement
+from vpstore.schema.canonical import MAX_BYTES
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import (
     MANIFEST_FILE,
@@ -33,7 +35,9 @@ from vpstore.schema.manifest import (
 )
 from vpstore.schema.paths import check_distinct, check_path
 from vpstore.schema.ref import StageRef
+from vpstore.schema.shard_index import is_index
 from vpstore.schema.tensor_table import TensorTable
+from vpstore.staging import refuse_unfit, remarks
 from vpstore.storage import atomic, hashing
 from vpstore.storage.tables import read_layout, read_shard
 from vpstore.workspace import Workspace
@@ -58,10 +62,13 @@ def publish(work: Workspace, publication: Publication, *, facts: Callable[[], Bu
     """Put an artifact into the store.
 
     Args:    facts: called when the bytes are in, so that the attestation says when the build was finished.
-    Raises:  RecipeRefused: a staged path is not acceptable, a file is missing or is no safetensors shard; VpstoreError:
-             the disk refuses.
+    Raises:  RecipeRefused: a staged path is not acceptable, a file is missing, no file or no safetensors shard, or
+             shards and index contradict each other; VpstoreError: the disk refuses.
     """
     _check_names(publication)
+    places = (work.checkout.root, work.checkout.views, work.store.root)
+    for remark in remarks(publication.staged, publication.scratch, places=places):
+        work.narrator.warn(f"{publication.ref}: {remark}")
     with atomic.disk_errors(work.store.root, f"publishing {publication.ref}"):
         _store_recipe(work, publication)
         files, intermediates = _store_staged(work, publication)
@@ -71,6 +78,7 @@ def publish(work: Workspace, publication: Publication, *, facts: Callable[[], Bu
         manifest = Manifest(
             ref.object, ref.stage, record, tuple(files), tuple(intermediates), verbatim=publication.verbatim
         )
+        _check_shards(work, manifest, is_verbatim=publication.verbatim)
         work.store.announce(manifest)
         work.store.settle()
         work.store.blobs.put_bytes(manifest.encoded)
@@ -95,9 +103,7 @@ def _check_names(publication: Publication) -> None:
         check_distinct([check_path(s.path, where=where) for s in publication.staged.intermediates], where=where)
     except BadManifest as error:
         raise RecipeRefused(error.what, where=where, expected=error.expected, found=error.found) from error
-    for staged in (*publication.staged.files, *publication.staged.intermediates):
-        if not staged.source.is_file():
-            raise RecipeRefused("a staged file is missing", where=f"{where}, {staged.path}", found=str(staged.source))
+    refuse_unfit(publication.staged, publication.scratch, where=where)
 
 
 def _store_recipe(work: Workspace, publication: Publication) -> None:
@@ -113,6 +119,8 @@ def _store_staged(work: Workspace, publication: Publication) -> tuple[list[FileR
     total = sum(file.source.stat().st_size for file in staged)
     workers = hashing.cores() if total >= _LARGE else 1
     turns = BoundedSemaphore(workers)
+    if len(staged) >= hashing.MANY:  # each waits for the disk, which settles many as fast as one
+        workers = max(workers, hashing.WAITERS)
     shown = len(publication.staged.files)
     tasks = [_Task(work, publication, file, turns, total, is_shown=at < shown) for at, file in enumerate(staged)]
     records = []
@@ -162,8 +170,20 @@ class _Task:
                 table, again, _ = self._read(blobs.path(digest))
                 if again != digest:
                     blobs.check(digest, what=self._where)  # says what there is to say about a disk that forgets
-        listed = None if table is None else blobs.put_bytes(table.encode())
+        listed = None if table is None else blobs.put_bytes(self._encoded(table))
         return FileRecord(self.staged.path, self.staged.media_type, digest, size, listed)
+
+    def _encoded(self, table: TensorTable) -> bytes:
+        data = table.encode()
+        if len(data) > MAX_BYTES:
+            raise RecipeRefused(
+                "a shard has more tensors than its table can list",
+                where=self._where,
+                expected=f"a table of at most {MAX_BYTES} bytes",
+                found=f"{len(table.tensors)} tensors, {len(data)} bytes",
+                next_step="write the tensors into several shards, or stack them",
+            )
+        return data
 
     @property
     def _where(self) -> str:
@@ -188,6 +208,31 @@ class _Task:
             yield
         except BadManifest as error:
             raise RecipeRefused(error.what, where=self._where, expected=error.expected, found=error.found) from error
+
+
+def _check_shards(work: Workspace, manifest: Manifest, *, is_verbatim: bool) -> None:
+    """Let no reader of the checkpoint be left to choose between two shards, or look for one that is not there."""
+    if sum(file.tensors is not None for file in manifest.files) < 2 and not any(
+        is_index(f.path) for f in manifest.files
+    ):
+        return
+    try:
+        places = tensor_places(work.store, manifest)
+    except BadManifest as error:
+        raise RecipeRefused(error.what, where=error.where, expected=error.expected, found=error.found) from error
+    if not places.undecided:
+        return
+    name, shards = places.undecided[0]
+    message = f"{manifest.ref}: several shards hold a tensor {name}, and no index names one: {', '.join(shards[:5])}"
+    if is_verbatim:  # as somebody else made it, in two precisions for instance
+        work.narrator.warn(message)
+        return
+    raise RecipeRefused(
+        "several shards hold one tensor, and no index names one",
+        where=f"{manifest.ref}: {name}",
+        found=", ".join(shards[:5]),
+        next_step="leave all but one out, or write a model.safetensors.index.json that names one",
+    )
 
 
 def _store_provenance(work: Workspace, record: BuildRecord) -> FileRecord:

@@ -30,6 +30,7 @@ class Remote(Protocol):
     """
 
     label: str  # for messages: the remote's name and address, without credentials
+    lists: bool  # whether listing a folder costs one question, and an object that is not listed is not there
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Every object whose name begins with `prefix` (a folder, ending with `/`), with its size in bytes."""

@@ -41,6 +41,8 @@ _ADVICE: Final = {
 class DirectoryRemote:
     """One directory, as a remote."""
 
+    lists = True
+
     def __init__(self, root: Path, label: str, *, folder: str = FOLDER) -> None:
         """Open it.
 

@@ -25,6 +25,7 @@ from vpstore.storage.remotes.directory import DirectoryRemote
 from vpstore.storage.remotes.failures import Patience
 from vpstore.storage.remotes.filesystem import FilesystemRemote
 from vpstore.storage.remotes.s3 import S3Remote
+from vpstore.storage.remotes.web import WebRemote
 
 _ADD: Final = "dvc remote add -d NAME URL"
 
@@ -81,18 +82,29 @@ def open_remote(root: Path, name: str | None, *, must_exist: bool = False) -> Re
         ) from error
 
 
-# The clients of GS and Azure try again themselves, for half a minute or more; this cannot be switched off.
+# The clients of GS, Azure and HTTP try again themselves, for half a minute or more; this cannot be switched off.
 _SHORT: Final = Patience(attempts=2)
 # They log what they raise, too, with a traceback, which Python prints if nobody has asked for the log.
 for _client in ("gcsfs", "adlfs", "azure"):
     logging.getLogger(_client).addHandler(logging.NullHandler())
+_KINDS: Final = ("s3", "gs", "azure", "ssh", "http", "https")  # and the directory
 _PLUGINS: Final = {"azure": "azure", "gcs": "gs", "webdavs": "webdav", "https": "http"}
 
 
 def _opened(kind: Any, options: dict[str, Any], path: str, label: str) -> Remote:
     if kind.protocol == "local":
         return DirectoryRemote(Path(path), label)
+    if kind.protocol not in _KINDS:
+        raise UsageError(
+            "vpstore does not speak to this kind of remote",
+            where=label,
+            expected="a directory, s3, gs, azure, ssh, or http(s) to read from",
+            found=str(kind.protocol),
+            next_step=f"name another remote (-r NAME), or {_ADD}",
+        )
     opened = kind(**options)
+    if kind.protocol in ("http", "https"):
+        return WebRemote(opened.fs, path, label, patience=_SHORT)
     if kind.protocol == "s3":
         # Trying again is done by our own transport, which knows what was reached; twice would multiply the waiting.
         opened.fs_args.setdefault("config_kwargs", {}).setdefault("retries", {"total_max_attempts": 1})

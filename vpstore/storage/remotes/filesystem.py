@@ -32,6 +32,8 @@ _PIECE: Final = 4 << 20  # bytes
 class FilesystemRemote:
     """One folder of an fsspec file system, as a remote."""
 
+    lists = True
+
     def __init__(self, fs: Any, root: str, label: str, *, patience: Patience | None = None) -> None:
         """Use an fsspec file system; `root` is a path in it, without our own folder."""
         self.label = label

@@ -38,6 +38,8 @@ _NO_RANGE: Final = ("InvalidRange", "416")
 class S3Remote:
     """One prefix of one bucket, as a remote."""
 
+    lists = True
+
     def __init__(
         self, fs: Any, root: str, label: str, *, patience: Patience | None = None, part_size: int = PART
     ) -> None:

@@ -159,20 +159,6 @@ def _read(store: Manifests, artifact: Digest) -> Node:
         return Node(artifact, None, f"{error.what}: {error.found}" if error.found else error.what)
 
 
-def rows_by_file(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, tuple[TensorRow, ...]]]:
-    """The tensors of each shard of an artifact, from its tensor tables, by the shard's path.
-
-    Raises:  as `tensor_places`.
-    """
-    found = {}
-    for file in manifest.files:
-        if file.tensors is not None:
-            label = f"{manifest.ref}, tensor table of {file.path}"
-            table = TensorTable.decode(store.blobs.read(file.tensors, what=label), where=label)
-            found[file.path] = (file, tuple(table.tensors))
-    return found
-
-
 def tensor_rows(store: Store, manifest: Manifest) -> dict[str, tuple[FileRecord, TensorRow]]:
     """Every tensor of an artifact by name, with the shard that has it.
 

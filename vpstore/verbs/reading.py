@@ -15,20 +15,16 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 from vpstore import arrays
-from vpstore.errors import BadManifest, DigestMismatch, NoSuchTensor
-from vpstore.lineage import rows_by_file
-from vpstore.schema.canonical import parse_strict
+from vpstore.errors import DigestMismatch, NoSuchTensor
+from vpstore.lineage import tensor_rows
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import FileRecord, Manifest
 from vpstore.schema.ref import nearest
 from vpstore.schema.tensor_table import TensorRow
 from vpstore.workspace import Workspace
-
-INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -76,46 +72,9 @@ class Artifact(Mapping[str, StoredTensor]):
     def _rows(self) -> dict[str, tuple[FileRecord, TensorRow]]:
         """Where each tensor is.
 
-        Raises:  BadManifest: an index that leads nowhere, or a name in two files that no index tells apart.
+        Raises:  as `lineage.tensor_places`.
         """
-        by_file = rows_by_file(self._work.store, self.manifest)
-        found: dict[str, tuple[FileRecord, TensorRow]] = {}
-        chosen = self._indexed()
-        for path, (file, rows) in by_file.items():
-            for row in rows:
-                if chosen.get(row.name, path) != path:
-                    continue
-                if row.name in found:
-                    raise BadManifest(
-                        "two files hold a tensor of one name, and no index says which is meant",
-                        where=f"{self.manifest.ref}: {row.name}",
-                        found=f"{found[row.name][0].path}, {path}",
-                        next_step="read the file that you mean from the folder that vpstore resolve prints",
-                    )
-                found[row.name] = (file, row)
-        if lost := sorted(chosen.keys() - found.keys()):
-            raise BadManifest(
-                "an index names tensors that are not where it says",
-                where=f"{self.manifest.ref}: {lost[0]}",
-                expected=f"in {chosen[lost[0]]}",
-                found=f"not there, nor {len(lost) - 1} others",
-                next_step=f"vpstore show {self.manifest.ref} --tensors lists what there is",
-            )
-        return found
-
-    def _indexed(self) -> dict[str, str]:
-        """The file of each tensor that an index names; the indexes of all folders together."""
-        chosen: dict[str, str] = {}
-        for file in self.manifest.files:
-            if file.path.endswith(INDEX_SUFFIX):
-                where = f"{self.manifest.ref}, {file.path}"
-                document = parse_strict(self._work.store.blobs.read(file.digest, what=where), where=where)
-                weights = document.get("weight_map") if isinstance(document, dict) else None
-                if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-                    raise BadManifest("an index is not of its form", where=where, expected="weight_map: name -> file")
-                folder = PurePosixPath(file.path).parent
-                chosen.update({name: str(folder / shard) for name, shard in weights.items()})
-        return chosen
+        return tensor_rows(self._work.store, self.manifest)
 
     def __getitem__(self, name: str) -> StoredTensor:
         """Map and verify one tensor.

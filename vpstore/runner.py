@@ -104,7 +104,7 @@ class ResolvedInput:
 class StagedFile:
     """One file of the result: its path in the artifact and where its bytes lie.
 
-    A regular file inside the scratch folder is moved into the store; anything else is copied.
+    A file inside the scratch folder is moved into the store, one outside, or a link to one, is copied.
     """
 
     path: str

@@ -288,6 +288,8 @@ class Sweep:
                        if found["end"].get(path) != self.end.get(path)}  # fmt: skip
             yield f"the retry ends elsewhere: {', '.join(sorted(changed)[:4])}"
         yield from (f"remote: {fault}" for fault in found["remote"])
+        if not self.scenario.is_damaged:
+            yield from (f"before the retry: {fault}" for fault in found["unfounded"])
         if not self.scenario.is_damaged and not self.scenario.is_fresh:
             yield from (f"verify before the retry: {fault}" for fault in found["early"])
         yield from (f"verify: {fault}" for fault in found["faults"])

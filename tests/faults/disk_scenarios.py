@@ -19,7 +19,7 @@ import remote_scenarios
 from faulty_disk import Fault, FaultyDisk, Journal
 from small_project import pointed
 
-from vpstore.errors import VpstoreError
+from vpstore.errors import NoStore, VpstoreError
 from vpstore.schema.digest import Digest
 from vpstore.schema.ref import StageRef
 from vpstore.storage import atomic, system
@@ -137,7 +137,8 @@ def attempt(scenario: str, kind: str | None, at: int, side: str, control: str = 
 
 def settle(scenario: str, side: str, control: str = "", is_fresh: bool = False) -> dict[str, Any]:
     """Look at what a fault left, retry without one, look again, cut the power, look again."""
-    found: dict[str, Any] = {"litter": litter(), "first": resolved(), "early": verified()}
+    loose = unfounded()  # before anybody has looked: a reader registers what it meets
+    found: dict[str, Any] = {"unfounded": loose, "litter": litter(), "first": resolved(), "early": verified()}
     found["remote"] = remote_scenarios.faults_of_remote(is_complete=False) if Path(".vpstore/format").exists() else []
     disk = FaultyDisk(Journal.load(Path(side) / "journal"))
     _begin(control, disk)
@@ -218,6 +219,36 @@ def verified() -> list[str]:
         ]
     except VpstoreError as error:
         return [f"{type(error).__name__}: {error.what}"]
+
+
+def unfounded() -> list[str]:
+    """What names something that is not here, or that no root keeps: it was written, or the other removed, too early."""
+    try:
+        work = Workspace.find(Path.cwd())
+        held = {artifact for record in work.store.roots.checkouts() for artifact in record.artifacts.values()}
+        found = [
+            f"a key leads to what is not here: {path.name[:12]}"
+            for path in work.store.keys.claims()
+            if not work.store.blobs.has(Digest.from_hex(path.name))
+        ]
+        for ref in work.checkout.objects.order:
+            if (pointer := work.checkout.pointers.read(ref)) is not None:
+                found += [
+                    f"a pointer leads to what is not here: {ref}: {what}" for what in _absent(work, pointer.artifact)
+                ]
+                found += [f"no root keeps what a pointer names: {ref}"] if pointer.artifact not in held else []
+    except NoStore:
+        return []
+    except VpstoreError as error:
+        return [f"{type(error).__name__}: {error.what}"]
+    return found
+
+
+def _absent(work: Workspace, artifact: Digest) -> list[str]:
+    if not work.store.blobs.is_whole(artifact):
+        return ["manifest"]
+    blobs = work.store.manifest(artifact).blobs()
+    return [what for digest, what in blobs.items() if not work.store.blobs.is_whole(digest)]
 
 
 def survived(log: Path) -> list[str]:

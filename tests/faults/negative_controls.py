@@ -18,7 +18,9 @@ from vpstore.schema.digest import Digest
 from vpstore.storage import atomic, system
 from vpstore.storage.blobs import Blobs
 from vpstore.storage.pointers import Pointer, Pointers
+from vpstore.storage.roots import CheckoutRoot, Roots
 from vpstore.storage.store import Store
+from vpstore.workspace import Workspace
 
 
 def no_file_fsync(disk: FaultyDisk) -> None:
@@ -157,6 +159,49 @@ def unchecked_short_writes(disk: FaultyDisk) -> None:
     atomic.TemporaryFile.settle = settle  # type: ignore[method-assign]
 
 
+def blobs_before_keys(disk: FaultyDisk) -> None:
+    """gc removes blobs first, and then the keys that lead to them."""
+    import vpstore.verbs.gc as collecting
+
+    real = collecting._Sweep.carry_out
+
+    def carry_out(self: Any) -> None:
+        for path in (*map(self.store.blobs.path, self.plan.manifests), *self.plan.blobs):
+            atomic.remove(path)
+        self.plan.manifests.clear()
+        self.plan.blobs.clear()
+        real(self)
+
+    collecting._Sweep.carry_out = carry_out
+
+
+def pointers_before_blobs(disk: FaultyDisk) -> None:
+    """pull writes the pointers first, and then fetches what they name."""
+    receive, done = Blobs.receive, []
+
+    def receive_late(self: Blobs, *arguments: Any, **rest: Any) -> None:
+        if not done:
+            done.append(True)
+            work = Workspace.find(Path.cwd())
+            for ref, entry in work.checkout.lock().profiles["tiny"].items():
+                work.checkout.pointers.add(Pointer(ref, entry.artifact, entry.key))
+        receive(self, *arguments, **rest)
+
+    Blobs.receive = receive_late  # type: ignore[method-assign, assignment]
+
+
+def undurable_root(disk: FaultyDisk) -> None:
+    """What a checkout has is recorded, and never made durable."""
+
+    def write(self: Roots, record: CheckoutRoot) -> None:
+        target = self.path(record.checkout, record.identity)
+        with target.with_suffix(".new").open("wb", buffering=0) as out:
+            system.disk.write(out.fileno(), memoryview(record.encode()))
+        system.disk.rename(target.with_suffix(".new"), target)
+
+    Roots._write = write  # type: ignore[method-assign]
+
+
 # Which sweep must find it: the scenario, the kind of fault, which calls (part of a path), and what it is accused of.
 CONTROLS = {
     "no_file_fsync": ("pointer update", "power cut", "", "lost in a power cut"),
@@ -168,9 +213,17 @@ CONTROLS = {
         "/blobs/blake3/",
         "missing|lost in a power cut",
     ),
-    "pointer_before_manifest": ("publish of two artifacts", "kill after", "/refs/", "does not resolve"),
+    "pointer_before_manifest": ("publish of two artifacts", "kill after", "/refs/", "does not resolve|not here"),
     "pointer_in_place": ("pointer update", "kill before", "", "does not resolve"),
     "no_digest_check": ("blobs over damaged ones", "kill before", "", "verify: store: blob"),
+    "blobs_before_keys": ("gc", "kill after", "", "a key leads to what is not here"),
+    "pointers_before_blobs": (
+        "pull to a fresh clone",
+        "kill after",
+        "/partial/",
+        "a pointer leads to what is not here",
+    ),
+    "undurable_root": ("first build, store included", "power cut", "/tiny/refs/", "no root keeps|BadManifest"),
     "tracebacks": ("pointer update", "EIO", "", "traceback"),
     "litter": ("pointer update", "EIO", "", "left behind"),
     "short_writes": ("pointer update", "short write", "", "not continued"),

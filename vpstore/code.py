@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from vpstore.errors import RecipeRefused
+from vpstore.repository import module_places
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import RecipeFile
 from vpstore.schema.normal_form import normal_form
@@ -125,12 +126,12 @@ def _packages(module: str) -> Iterator[str]:
 
 def _locate(root: Path, module: str) -> Path | None:
     """The file of a module: its own, its package's `__init__`, or the folder of a package without one."""
-    base = root.joinpath(*module.split("."))
-    for path in (base / "__init__.py", base.with_name(base.name + ".py")):
-        if path.is_file():
-            return path
-    has_modules = "." in module and base.is_dir() and any(base.glob("*.py"))
-    return base if has_modules else None
+    bases = [place.joinpath(*module.split(".")) for place in module_places(root)]
+    for base in bases:
+        for path in (base / "__init__.py", base.with_name(base.name + ".py")):
+            if path.is_file():
+                return path
+    return next((base for base in bases if "." in module and base.is_dir() and any(base.glob("*.py"))), None)
 
 
 def _absolute(level: int, name: str, package: str, where: str) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import vpstore
 from vpstore.errors import UsageError
+from vpstore.repository import module_places
 from vpstore.schema.digest import Digest, parse_sha256
 from vpstore.schema.manifest import BuildRecord, InputRecord, Manifest, Pin, RecipeFile, SourceRecord, Variable
 from vpstore.schema.record import TOKENIZER, tokenizer_attributes
@@ -185,7 +186,8 @@ def _question(work: Workspace, ref: StageRef) -> str:
     """Everything besides files that a runner's answer may depend on; time and chance may not."""
     checkout = work.checkout
     environment = {name: value for name, value in os.environ.items() if name not in _CHANGING}
-    path = [folder for folder in sys.path if folder != str(checkout.root)]  # loading the runner adds it
+    own = [str(place) for place in module_places(checkout.root)]  # loading the runner adds them
+    path = [folder for folder in sys.path if folder not in own]
     return repr((
         vpstore.__version__, str(checkout.root), checkout.config, checkout.profile, str(ref), os.getcwd(),
         sys.version, tuple(sys.flags), sys.prefix, path, sorted(environment.items()),

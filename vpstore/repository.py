@@ -1,4 +1,4 @@
-"""What git says of a checkout, asked with care: about this folder's repository, and running nothing that it configures.
+"""What git says of a checkout, asked with care, running nothing that it configures; and where its modules lie.
 
 Place in the path: a checkout asks whose a symbolic link is; attestations and audits use the same environment.
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 PROJECT: Final = "pyproject.toml"  # what every checkout has at its root
+SOURCES: Final = "src/"  # a checkout may have its packages here
 _TIMEOUT: Final = 30  # seconds
 # Inside a hook or an alias, git says by these which repository it is about; the question here is about the checkout.
 _ELSEWHERE: Final = frozenset({
@@ -21,6 +22,11 @@ _ELSEWHERE: Final = frozenset({
     "GIT_INDEX_FILE", "GIT_NAMESPACE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE",
     "GIT_WORK_TREE",
 })  # fmt: skip
+
+
+def module_places(root: Path) -> tuple[Path, Path]:
+    """Where the modules of a checkout lie: at its root, or below src/, which need not be there."""
+    return root, root / SOURCES
 
 
 def git_environment() -> dict[str, str]:

@@ -25,6 +25,7 @@ from vpstore.bytecode import drop_stale_bytecode
 from vpstore.checkout import Checkout
 from vpstore.errors import UsageError
 from vpstore.project_code import checked, project_code
+from vpstore.repository import module_places
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import Pin
 from vpstore.schema.ref import StageRef
@@ -211,9 +212,9 @@ def load_runner(checkout: Checkout) -> LoadedRunner:
 
     Raises:  UsageError: it is not there, or lacks a function.
     """
-    root, name = str(checkout.root), checkout.objects.runner
-    if sys.path[:1] != [root]:
-        sys.path.insert(0, root)
+    name, places = checkout.objects.runner, [str(place) for place in module_places(checkout.root) if place.is_dir()]
+    if sys.path[: len(places)] != places:
+        sys.path[:0] = places
     drop_stale_bytecode(checkout.root, checkout.root / name.split(".")[0])
     keep_compiled()  # what the runner imports later may be a tensor library
     with project_code(f"the runner {name}", checkout.root):
@@ -224,7 +225,7 @@ def load_runner(checkout: Checkout) -> LoadedRunner:
                 raise
             raise UsageError(
                 "the runner cannot be imported", where=f"{checkout.config.objects}: runner",
-                expected=f"module {name} under {root}", found=str(error),
+                expected=f"module {name} under {checkout.root}", found=str(error),
                 next_step="correct `runner`, or bring the module back",
             ) from error  # fmt: skip
     _refuse_lacking(module, "prepare", "environment", "produce")

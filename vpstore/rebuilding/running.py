@@ -28,6 +28,7 @@ from vpstore.narration import Narrator
 from vpstore.rebuilding.places import in_checkout
 from vpstore.rebuilding.process import Process, started
 from vpstore.rebuilding.worker import ERROR_FIELDS, Job, Result
+from vpstore.repository import module_places
 from vpstore.runner import Needs
 from vpstore.storage import atomic
 
@@ -160,6 +161,7 @@ def _program(job: Job) -> Path:
 
 
 def _module_path(job: Job, program: Path) -> list[str]:
-    own = os.path.realpath(job.root)
-    rest = [place for place in sys.path if place and os.path.realpath(place) != own]
-    return [str(job.tree), str(program), *rest]
+    own = set(map(os.path.realpath, module_places(job.root)))
+    rest = [place for place in sys.path if place and os.path.realpath(place) not in own]
+    tree, sources = module_places(job.tree)
+    return [str(tree), *([str(sources)] if sources.is_dir() else []), str(program), *rest]

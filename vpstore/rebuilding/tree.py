@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vpstore.code import imported_files
 from vpstore.errors import BadManifest
+from vpstore.repository import module_places
 from vpstore.runner import Prepared
 from vpstore.schema.digest import Digest
 from vpstore.schema.manifest import RecipeFile
@@ -65,9 +66,8 @@ def _lay_support(work: Workspace, names: list[str], tree: Path) -> None:
     """Copy the modules that closures leave out, each with all below it, the packages it lies in and what it imports."""
     root = work.checkout.root
     for name in names:
-        base = root.joinpath(*name.split("."))
-        found = [path for path in base.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        for path in found:
+        below = (path for place in module_places(root) for path in place.joinpath(*name.split(".")).rglob("*"))
+        for path in [path for path in below if path.is_file() and "__pycache__" not in path.parts]:
             _copy(path, tree / path.relative_to(root))
     for path in imported_files(root, names, outside=(_PROGRAM,)):
         _copy(path, tree / path.relative_to(root))

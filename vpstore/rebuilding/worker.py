@@ -27,6 +27,7 @@ from typing import Any, Literal
 from vpstore.errors import UsageError, VpstoreError
 from vpstore.missing import missing_package
 from vpstore.project_code import checked, left, project_code
+from vpstore.repository import SOURCES, module_places
 from vpstore.runner import (
     Needs,
     Pin,
@@ -136,8 +137,8 @@ def perform(job: Job, progress: Any, needed: Callable[[Needs], None]) -> Result:
     Raises:  UsageError: a runner that cannot compute single tensors; VpstoreError: code of the checkout was loaded;
              whatever the runner raises.
     """
-    own = os.path.realpath(job.root)
-    sys.path[:] = [place for place in sys.path if os.path.realpath(place or ".") != own]
+    own = set(map(os.path.realpath, module_places(job.root)))
+    sys.path[:] = [place for place in sys.path if os.path.realpath(place or ".") not in own]
     keep_compiled()
     if job.purpose == "build":
         return _build(job, progress, needed)
@@ -175,7 +176,7 @@ def _build(job: Job, progress: Any, needed: Callable[[Needs], None]) -> Result:
 
 def _refuse_strangers(job: Job) -> None:
     for path in job.recipe_files:
-        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        name = path.removesuffix(".py").removesuffix("/__init__").removeprefix(SOURCES).replace("/", ".")
         found = getattr(sys.modules.get(name), "__file__", None)
         if found is not None and os.path.realpath(found) != os.path.realpath(job.tree / path):
             raise VpstoreError(

@@ -16,6 +16,16 @@ from typing import Final, Protocol, TextIO
 _MIB: Final = 1 << 20
 
 
+def printable(text: object) -> str:
+    """Text that somebody else wrote, on one line: what moves a cursor or turns text round stands there as an escape."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+def printable_lines(text: object) -> str:
+    """The same of several lines, which stay lines."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 class Narrator(Protocol):
     """Receives warnings, notes and progress."""
 
@@ -63,13 +73,13 @@ class Console:
     def warn(self, text: str) -> None:
         """Print it wherever stderr goes."""
         self._clear()
-        print(f"warning: {text}", file=self._stream, flush=True)
+        print(f"warning: {printable_lines(text)}", file=self._stream, flush=True)
 
     def note(self, text: str) -> None:
         """Print it on a terminal."""
         if self._is_terminal:
             self._clear()
-            print(text, file=self._stream, flush=True)
+            print(printable_lines(text), file=self._stream, flush=True)
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Redraw the line."""
@@ -92,7 +102,7 @@ class Console:
             self._label, self._began = label, now
         self._drawn = now
         left = (now - self._began) * (total - done) / done if done else 0.0
-        line = f"{label}  {text(now - self._began)}  {left:.0f} s left"
+        line = f"{printable(label)}  {text(now - self._began)}  {left:.0f} s left"
         print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
         if done >= total:
             self._clear()

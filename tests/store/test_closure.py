@@ -122,3 +122,10 @@ def test_an_absent_entry_is_refused(small: Path) -> None:
 def test_a_dynamic_import_outside_the_closure_is_nobodys_business(small: Path) -> None:
     (small / "small/unused.py").write_text("exec('1')")
     assert paths(small)
+
+
+def test_packages_below_src_are_the_repositorys_too(small: Path) -> None:
+    (small / "src/other").mkdir(parents=True)
+    (small / "src/other/tool.py").write_text("")
+    (small / "small/soil.py").write_text("import other.tool\n")
+    assert "src/other/tool.py" in paths(small)

@@ -29,6 +29,26 @@ def test_a_missed_gate_publishes_nothing(built: Project) -> None:
     assert list((built.store / "tmp").iterdir()) == []
 
 
+def test_a_project_with_its_packages_below_src_builds_and_a_helper_there_is_in_the_key(project: Project) -> None:
+    (project.root / "src").mkdir()
+    shutil.move(project.root / "small", project.root / "src/small")
+    first = project.run("build", "seed").stdout
+    soil = project.root / "src/small/soil.py"
+    soil.write_text(soil.read_text() + "\nANOTHER = 1\n")
+    assert "would be built" in project.run("build", "seed", "--dry-run").stdout
+    assert "built in" in first
+    assert "built in" in project.run("build", "plant@sprout").stdout
+
+
+def test_what_a_runner_says_moves_no_cursor(built: Project) -> None:
+    edit(built, "small/run.py", "    import tomllib", "    raise RuntimeError('\\x1b[2J gone\\r')\n    import tomllib")
+    for command, code in ((("build", "seed"), 1), (("doctor",), 1), (("resolve", "seed"), 0)):
+        done = built.run(*command, code=code)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\r" not in done.stdout + done.stderr
+    assert "x1b[2J gone" in built.run("build", "seed", code=1).stderr
+
+
 def test_a_runner_that_resumes_finds_its_scratch_folder_again_and_it_goes_when_the_build_is_done(
     project: Project,
 ) -> None:

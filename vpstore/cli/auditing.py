@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vpstore.cli.group import command, complete_ref, leave, workspace
-from vpstore.cli.printing import print_json, print_table, printable, size_text
+from vpstore.cli.printing import print_json, print_table, size_text
 from vpstore.errors import BadManifest, FaultsFound, UsageError
+from vpstore.narration import printable
 
 if TYPE_CHECKING:
     from vpstore.api.auditing import Graph, LockExplanation

@@ -26,6 +26,7 @@ from vpstore.cli.overview import Root
 from vpstore.cli.printing import error_document, print_json
 from vpstore.cli.supervised import supervise
 from vpstore.errors import Interrupted, NoStore, OutputClosed, RecipeRefused, UsageError, VpstoreError
+from vpstore.narration import printable_lines
 from vpstore.storage import observing
 
 if TYPE_CHECKING:
@@ -188,8 +189,8 @@ def _report(error: VpstoreError, given: Sequence[str]) -> int:
     if "--json" in given:
         print_json(error_document(error))
     if error.trace:
-        click.echo(error.trace, err=True)
-    click.echo(str(error), err=True)
+        click.echo(printable_lines(error.trace), err=True)
+    click.echo(printable_lines(error), err=True)
     return error.exit_code
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vpstore.errors import VpstoreError
+from vpstore.narration import printable
 
 if TYPE_CHECKING:
     from vpstore.schema.reproduction import Outcome
@@ -50,15 +51,11 @@ def error_document(error: VpstoreError) -> dict[str, Any]:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; the last one is not padded."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
+    shown = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
+    for row in shown:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         click.echo("  ".join(cells).rstrip())
-
-
-def printable(text: object) -> str:
-    """Text out of a document, safe for a terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
 def size_text(size_bytes: int | None) -> str:

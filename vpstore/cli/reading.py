@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from vpstore.cli.group import cli, command, complete_ref, leave, workspace
-from vpstore.cli.printing import outcome_text, print_json, print_table, printable, seconds_text, size_text
+from vpstore.cli.printing import outcome_text, print_json, print_table, seconds_text, size_text
 from vpstore.errors import BadManifest, BlobMissing, DigestMismatch, FaultsFound, UsageError
+from vpstore.narration import printable, printable_lines
 
 
 @command("resolve", example="path=$(vpstore resolve vpDense)", codes=(10, 11, 12, 13, 14, 15, 16, 20))
@@ -144,9 +145,9 @@ def doctor(*, profile: str | None, as_json: bool) -> None:
         print_json(found.to_json())
     for check in found.checks if not as_json else ():
         mark = "ok  " if check.ok else "FAIL"
-        click.echo(f"{mark}  {check.name}" + (f": {check.detail}" if check.detail else ""))
+        click.echo(printable_lines(f"{mark}  {check.name}" + (f": {check.detail}" if check.detail else "")))
         if check.next_step:
-            click.echo(f"      next: {check.next_step}")
+            click.echo(printable_lines(f"      next: {check.next_step}"))
     if not found.ok:
         leave(1)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpstore.cli.group import command, complete_ref, leave, workspace
-from vpstore.cli.printing import print_json, printable, size_text
+from vpstore.cli.printing import print_json, size_text
 from vpstore.errors import FaultsFound, UsageError
+from vpstore.narration import printable
 
 if TYPE_CHECKING:
     from vpstore.api.signing import CheckedExport

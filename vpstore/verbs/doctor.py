@@ -172,7 +172,7 @@ def _runner(checkout: Checkout) -> tuple[bool, str, str]:
 
 def _store(start: Path) -> tuple[bool, str, str]:
     store = Store.find(start)
-    return True, f"{store.root}, format 1", ""
+    return True, f"{store.root}, {(store.root / 'format').read_text().strip()}", ""
 
 
 def _writable(folder: Path) -> tuple[bool, str, str]:

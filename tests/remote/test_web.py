@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.asyn import sync
 
 from vpstore.errors import BlobMissing, RemoteFailure, UsageError
 from vpstore.schema.digest import Digest
@@ -65,6 +66,8 @@ def web(tmp_path: Path, handler: type[Handler]) -> Iterator[WebRemote]:
     remote = open_remote(tmp_path / "checkout", "web")
     assert isinstance(remote, WebRemote)
     yield WebRemote(remote._fs, f"http://127.0.0.1:{server.server_port}", "web", patience=Patience(2, 0.01))
+    if (session := remote._fs._session) is not None:
+        sync(remote._fs.loop, session.close)  # its finalizer waits for a tenth of a second only, and then complains
     server.shutdown()
     server.server_close()
 

@@ -23,6 +23,22 @@ _ELSEWHERE: Final = frozenset({
     "GIT_WORK_TREE",
 })  # fmt: skip
 
+# What a repository's configuration could have git run for a question; the last word has the environment.
+_OFF: Final = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.pager": "cat",
+    "core.sshCommand": "false",
+    "protocol.allow": "never",
+}
+# A partial clone fetches what is missing, by a program that its configuration names.
+_NOTHING_FETCHED: Final = {
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
 
 def module_places(root: Path) -> tuple[Path, Path]:
     """Where the modules of a checkout lie: at its root, or below src/, which need not be there."""
@@ -30,8 +46,17 @@ def module_places(root: Path) -> tuple[Path, Path]:
 
 
 def git_environment() -> dict[str, str]:
-    """The environment in which git looks for the repository by the folder that it is told alone."""
-    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    """The environment in which git looks for the repository by the folder that it is told alone.
+
+    A repository's own configuration may name programs; a question about it starts none of them, and fetches nothing.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    given = kept.get("GIT_CONFIG_COUNT", "")
+    first = int(given) if given.isdecimal() else 0  # what this person says of every repository stays
+    said = {"GIT_CONFIG_COUNT": str(first + len(_OFF))}
+    for number, (name, value) in enumerate(_OFF.items(), start=first):
+        said |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return {**kept, **said, **_NOTHING_FETCHED}
 
 
 def is_in_repository(root: Path) -> bool:
@@ -57,7 +82,7 @@ def has_link(root: Path, path: str) -> bool | None:
 
 def _git(root: Path, *arguments: str) -> bytes | None:
     """What a command of git says about the repository of a folder; None if it fails."""
-    command = ["git", "--literal-pathspecs", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
+    command = ["git", "--literal-pathspecs", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, check=False, capture_output=True, timeout=_TIMEOUT, env=git_environment())
     except (OSError, subprocess.SubprocessError):

@@ -25,5 +25,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What the package offers, whether it was loaded yet or not."""
-    return sorted({*globals(), *__all__})
+    """What the package offers, whether it was loaded yet or not, and none of what it is made with."""
+    return sorted(__all__)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     "vpstore": 0,
     "vpstore.errors": 0,
-    "vpstore.missing": 1,
+    "vpstore.missing": 2,
     "vpstore.repository": 1,
     "vpstore.schema": 1,
     "vpstore.storage": 2,

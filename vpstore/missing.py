@@ -1,6 +1,6 @@
 """A package that is not installed, told apart from a mistake in the code that imports it.
 
-Place in the path: under `project_code` and the worker of reproductions. A recipe's own module that is not there is a
+Place in the path: under `project_code` and the process that runs recipes. A recipe's own module that is not there is a
 mistake; a package that nobody installed is none, and no other commit helps.
 Invariants: only what can be found nowhere is called missing; the extra that brings a package is read from the project's
 own pyproject.toml, else from vpstore's metadata.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vpstore.errors import UsageError
+from vpstore.repository import module_places
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EXTRA: Final = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -47,7 +48,7 @@ def missing_package(error: BaseException, roots: Sequence[Path], *, where: str) 
 
 
 def _is_own(name: str, root: Path) -> bool:
-    return any((place / name).is_dir() or (place / f"{name}.py").is_file() for place in (root, root / "src"))
+    return any((place / name).is_dir() or (place / f"{name}.py").is_file() for place in module_places(root))
 
 
 def _is_found(name: str) -> bool:

@@ -38,10 +38,13 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
 
 
 @contextmanager
-def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: Path | None = None) -> Iterator[None]:
+def project_code(
+    what: str, root: Path, *, files: Iterable[Path] = (), scratch: Path | None = None, checkout: Path | None = None
+) -> Iterator[None]:
     """Run code of the project that lies in `root`.
 
-    Args:    what: the part that runs, for a person; files: its configuration; scratch: where it writes.
+    Args:    what: the part that runs, for a person; files: its configuration; scratch: where it writes;
+             checkout: what `root` was laid out from, if it is a tree of its own.
     Raises:  UsageError: a file of the configuration or a module cannot be read, or a package is not installed;
              RecipeRefused: it tried to end the process; VpstoreError: it failed, with the lines that led there as
              `trace`; OSError: a refusal.
@@ -57,7 +60,7 @@ def project_code(what: str, root: Path, *, files: Iterable[Path] = (), scratch: 
     except BaseException as error:  # some libraries' own kinds are no Exception
         if isinstance(error, OSError) and as_error(error, "", what, is_ours=False) is not None:
             raise
-        lacking = missing_package(error, [root], where=_place(error, root) or what)
+        lacking = missing_package(error, [checkout or root, root], where=_place(error, root) or what)
         raise lacking or _mistake(error, root, files) or _failure(error, what, root, scratch) from error
 
 

@@ -2,7 +2,7 @@
 
 Place in the path: `objects.toml` names the runner; build asks it what goes into a stage, under which environment it
 would run, and to run it. vpstore imports no recipe: it loads the runner by name, with the checkout's root first on the
-path.
+path, and its src/ behind it.
 Invariants: `prepare` and `environment` are fast and load no tensor library; `produce`, `needs` and `recompute` run in a
 process of their own, from a tree with the normal form of the recipe, and write only into their scratch folder; whatever
 the module does, the runner that `load_runner` gives raises errors of ours (or Ctrl-C, or what the disk refuses).
@@ -73,9 +73,8 @@ class Prepared:
     """What goes into a build, known without running it."""
 
     recipe_entry: str  # the recipe's module, for instance "recipes.convert_dense"
-    params: Mapping[
-        str, Any
-    ]  # typed config after the profile is merged; `produce` gets it as `schema.typed.plain` does
+    # Typed config after the profile is merged; `produce` gets it as `schema.typed.plain` does.
+    params: Mapping[str, Any]
     code_always: tuple[str, ...] = ()  # modules that make bytes though the entry may not import them
     code_exclude: tuple[str, ...] = ()  # modules (and what is below them) that move bytes but do not make them
     sources: tuple[PreparedSource, ...] = ()

@@ -41,9 +41,12 @@ def test_a_build_and_a_reproduction_name_the_package(built: Project) -> None:
     soil = built.root / "small" / "judge.py"
     text = soil.read_text()
     soil.write_text(text + "import os\nif os.environ.get('SMALL_LACKS'):\n    import nothing_at_all\n")
+    with (built.root / "pyproject.toml").open("a") as file:
+        file.write("\n[project]\nname = 'small'\n[project.optional-dependencies]\nfit = ['nothing_at_all']\n")
     built.run("build", "reports@plant-bloom")
     for command in ("build --force", "reproduce"):
         said = built.run(*command.split(), "reports@plant-bloom", code=2, SMALL_LACKS="1").stderr
         assert "the package nothing_at_all is not installed" in said
+        assert "pip install '.[fit]'" in said
         assert "git checkout" not in said
         assert "Traceback" not in said

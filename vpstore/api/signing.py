@@ -10,7 +10,6 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -189,12 +188,9 @@ def export_check(directory: Path, *, work: Workspace | None = None) -> CheckedEx
     if not is_known:
         work.narrator.warn(f"{record.ref}, {record.artifact.short} is not in this store: the record alone was held")
     elif record.to != PLAIN:
-        faults += [fault for fault in differing(record, _again(work, record)) if fault.where not in _names(faults)]
+        known = {fault.where for fault in faults}
+        faults += [fault for fault in differing(record, _again(work, record)) if fault.where not in known]
     return CheckedExport(record.ref, record.artifact, folder, record.to, is_known, tuple(sorted(faults)))
-
-
-def _names(faults: Sequence[Fault]) -> set[str]:
-    return {fault.where for fault in faults}
 
 
 def _again(work: Workspace, record: ExportRecord) -> ExportRecord:

@@ -259,4 +259,4 @@ def _tensor_row(pair: TensorPair) -> tuple[str, ...]:
         if found is None
         else (found.max_abs, found.max_rel, found.norm_before, found.norm_after, found.norm_difference)
     )
-    return (printable(pair.name), dtypes, shapes, pair.status, *("-" if x is None else f"{x:.4g}" for x in figures))
+    return (pair.name, dtypes, shapes, pair.status, *("-" if x is None else f"{x:.4g}" for x in figures))

@@ -81,7 +81,7 @@ def show(ref: str, *, tensors: bool, profile: str | None, as_json: bool) -> None
         return
     if shown.tensors is not None:
         cells = [
-            (printable(row.name), row.dtype, "x".join(map(str, row.shape)) or "scalar", row.digest.short)
+            (row.name, row.dtype, "x".join(map(str, row.shape)) or "scalar", row.digest.short)
             for _, row in shown.tensors
         ]
         print_table(("tensor", "dtype", "shape", "digest"), cells)

@@ -59,14 +59,12 @@ class _Sound(NamedTuple):
     readings: Readings
 
     def read(self, digest: Digest) -> bytes:
-        return self.readings.path(digest).read_bytes() if not self.readings.fault(digest) else _absent(digest)
+        if self.readings.fault(digest):  # a fault of its own
+            raise BlobMissing("not whole here", where=digest)
+        return self.readings.path(digest).read_bytes()
 
     def manifest(self, artifact: Digest) -> Manifest:
         return Manifest.decode(self.read(artifact), where=artifact)
-
-
-def _absent(digest: Digest) -> bytes:
-    raise BlobMissing("not whole here", where=digest)  # which is a fault of its own
 
 
 def _check_claims(dossier: Dossier, manifest: Manifest, readings: Readings) -> None:
@@ -169,7 +167,7 @@ def _check_entry(dossier: Dossier, manifest: Manifest) -> None:
 
 
 def _check_provenance(dossier: Dossier, manifest: Manifest, readings: Readings) -> None:
-    row = None if manifest.verbatim else manifest.by_path.get(PROVENANCE_FILE)
+    row = manifest.provenance
     if row is None:
         _check_verbatim(dossier, manifest, readings)
         return

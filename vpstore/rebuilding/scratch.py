@@ -1,6 +1,6 @@
-"""The folder in which something is built again, and what must stay while it is.
+"""The folder in which one run of a recipe has its tree, and what must stay while it runs.
 
-Place in the path: around every run of recorded recipes. It is one of the store's own work folders, on the file system
+Place in the path: around every run of recipes. It is one of the store's own work folders, on the file system
 that has room for artifacts, unless a person names another to keep.
 Invariants: it begins empty and is gone at the end, also after an interruption; one that a killed process left is wiped
 by the next; the artifacts that are read cannot be collected meanwhile.

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vpstore.errors import UsageError, VpstoreError
+from vpstore.errors import Interrupted, UsageError, VpstoreError
 from vpstore.missing import missing_package
 from vpstore.project_code import checked, left, project_code
 from vpstore.repository import SOURCES, module_places
@@ -43,7 +43,6 @@ from vpstore.schema.digest import Digest
 from vpstore.storage import atomic, passing
 from vpstore.storage.compiled import keep_compiled
 
-_INTERRUPTED = 130
 ERROR_FIELDS = ("what", "where", "expected", "found", "next_step")
 
 
@@ -163,12 +162,12 @@ def _build(job: Job, progress: Any, needed: Callable[[Needs], None]) -> Result:
     """Run a build; a failure of the project's code is told as one."""
     entry = job.prepared.recipe_entry
     arguments = (job.prepared, job.inputs, job.scratch)
-    with project_code(entry, job.tree, scratch=job.scratch):
+    with project_code(entry, job.tree, scratch=job.scratch, checkout=job.root):
         runner = importlib.import_module(job.runner)
         found = runner.needs(*arguments) if callable(getattr(runner, "needs", None)) else None
     if found is not None:
         needed(checked(found, Needs, f"needs of {entry}"))
-    with project_code(entry, job.tree, scratch=job.scratch):
+    with project_code(entry, job.tree, scratch=job.scratch, checkout=job.root):
         staged = runner.produce(*arguments, progress)
     _refuse_strangers(job)
     return Result(checked(staged, Staged, f"produce for {entry}"), {})
@@ -209,7 +208,7 @@ def main() -> None:
     try:
         found = _performed(job, lambda label, done, total: send("progress", [label, done, total]), needed)
     except KeyboardInterrupt:
-        os._exit(_INTERRUPTED)  # whoever waits says so
+        os._exit(Interrupted.exit_code)  # whoever waits says so
     if os.getpid() != process:  # what a recipe forked answers nothing
         os._exit(0)
     unfinished = job.answer.with_suffix(".new")

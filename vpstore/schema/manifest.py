@@ -108,11 +108,15 @@ class Manifest:
             check_path(path, where=where)
         check_distinct([MANIFEST_FILE, *(row.path for row in self.files)], where=where)
 
+    @property
+    def provenance(self) -> FileRecord | None:
+        """The file that publish wrote; of a donor there is none, whatever its own files are called."""
+        return None if self.verbatim else self.by_path.get(PROVENANCE_FILE)
+
     @cached_property
     def seen(self) -> tuple[FileRecord, ...]:
         """The files that a child can see: all but the provenance that publish wrote, which names the history."""
-        own = None if self.verbatim else self.by_path.get(PROVENANCE_FILE)
-        return tuple(row for row in self.files if row is not own)
+        return tuple(row for row in self.files if row is not self.provenance)
 
     @cached_property
     def content(self) -> Digest:

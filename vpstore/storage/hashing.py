@@ -27,6 +27,8 @@ from vpstore.storage.stamps import Stat
 T = TypeVar("T")
 R = TypeVar("R")
 WINDOW: Final = 16 << 20
+MANY: Final = 32  # files, from which on it pays to have several wait for the disk at once
+WAITERS: Final = 16  # how many do
 _BUFFER: Final = 1 << 20  # a plain read and its hashing stay in a core's cache
 _MAPPED: Final = 1 << 20  # below this size, copying is cheaper than mapping
 _PARALLEL: Final = 1 << 20  # below this size, handing the work to threads costs more than it gives
@@ -111,10 +113,6 @@ def windows(source: BinaryIO) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(max(1, min(_BUFFER, size - at))))
     while count := source.readinto(buffer):  # type: ignore[attr-defined]  # an unbuffered file has it
         yield buffer[:count]
-
-
-MANY: Final = 32  # files, from which on it pays to have several wait for the disk at once
-WAITERS: Final = 16  # how many do
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:

@@ -27,7 +27,6 @@ from vpstore.schema.ref import StageRef, check_name
 from vpstore.storage import atomic, beneath
 
 FORMAT: Final = 2
-SUFFIX: Final = ".json"
 ARTIFACT_SUFFIX: Final = ".artifact"
 _REMEMBERED: Final = 8  # pointers before the last one, for who brings an old one back
 LOCK: Final = ".refs"  # held by the one who writes reports and the pointer of a stage of this profile

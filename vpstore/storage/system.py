@@ -1,7 +1,7 @@
 """The system calls that change a disk, behind one object.
 
 Place in the path: under `atomic`, which is under everything else. Nothing but this module calls the operating system to
-write, make durable, rename, link, remove or change the mode of a path; a test puts another object in the place of
+write, make durable, rename, link, lock, remove or change the mode of a path; a test puts another object in the place of
 `disk`, which kills the process or refuses at the n-th call, and so reaches every point at which a machine can fail.
 Invariants: one method a system call, no policy; a refusal names the file, also where the call has only its descriptor;
 `disk` is replaced only by tests.

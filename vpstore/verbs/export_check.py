@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from vpstore.errors import UsageError
 from vpstore.schema.export_record import RECORD_FILE, ExportedFile, ExportRecord
@@ -20,7 +21,7 @@ from vpstore.schema.fault import Fault
 from vpstore.schema.manifest import MANIFEST_FILE, Manifest
 from vpstore.storage import atomic
 
-PLAIN = "dir"  # the format of plain files, whose record is the manifest
+PLAIN: Final = "dir"  # the format of plain files, whose record is the manifest
 
 
 def read_record(folder: Path) -> ExportRecord:

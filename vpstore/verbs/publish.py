@@ -78,7 +78,7 @@ def publish(work: Workspace, publication: Publication, *, facts: Callable[[], Bu
         manifest = Manifest(
             ref.object, ref.stage, record, tuple(files), tuple(intermediates), verbatim=publication.verbatim
         )
-        _check_shards(work, manifest, is_verbatim=publication.verbatim)
+        _check_shards(work, manifest)
         work.store.announce(manifest)
         work.store.settle()
         work.store.blobs.put_bytes(manifest.encoded)
@@ -210,7 +210,7 @@ class _Task:
             raise RecipeRefused(error.what, where=self._where, expected=error.expected, found=error.found) from error
 
 
-def _check_shards(work: Workspace, manifest: Manifest, *, is_verbatim: bool) -> None:
+def _check_shards(work: Workspace, manifest: Manifest) -> None:
     """Let no reader of the checkpoint be left to choose between two shards, or look for one that is not there."""
     if sum(file.tensors is not None for file in manifest.files) < 2 and not any(
         is_index(f.path) for f in manifest.files
@@ -224,7 +224,7 @@ def _check_shards(work: Workspace, manifest: Manifest, *, is_verbatim: bool) -> 
         return
     name, shards = places.undecided[0]
     message = f"{manifest.ref}: several shards hold a tensor {name}, and no index names one: {', '.join(shards[:5])}"
-    if is_verbatim:  # as somebody else made it, in two precisions for instance
+    if manifest.verbatim:  # as somebody else made it, in two precisions for instance
         work.narrator.warn(message)
         return
     raise RecipeRefused(

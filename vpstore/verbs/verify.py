@@ -178,7 +178,7 @@ def _damaged_tensors(run: Verification, row: FileRecord, table: TensorTable | No
 
 
 def _verify_provenance(run: Verification, manifest: Manifest, *, label: str) -> None:
-    row = None if manifest.verbatim else manifest.by_path.get(PROVENANCE_FILE)
+    row = manifest.provenance
     if row is None or run.blob_fault(row.digest):
         return
     try:

@@ -41,8 +41,7 @@ def carry_out(job: Job, progress: Progress) -> dict[str, Any]:
 
     given = job.params
     case = replace(CASES[given["case"]], micro_rows=given["micro"])
-    total = BLOCKS * given["steps"] + WARM_UP + 2
-    step, trainer = ours(case, job.sources["data"], rows=given["rows"], steps=total)
+    step, trainer = ours(case, job.sources["data"], rows=given["rows"], steps=steps_of(given["steps"]))
     first = timed(step)
     for _ in range(WARM_UP - 1):
         step()
@@ -67,6 +66,13 @@ def carry_out(job: Job, progress: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def steps_of(timed: int) -> int:
+    """All steps of a case in which so many are timed at once: the first ones, the blocks, one for the profile."""
+    from benchmarks.train import BLOCKS, WARM_UP
+
+    return BLOCKS * timed + WARM_UP + 2
+
+
 def run_here(given: argparse.Namespace) -> dict[str, Any]:
     """One case with one number of ranks, started from this process."""
     from benchmarks.train_sides import TOKENS, write_random_data
@@ -78,7 +84,7 @@ def run_here(given: argparse.Namespace) -> dict[str, Any]:
         data = given.data
         if data is None:
             data = Path(scratch) / "data"
-            write_random_data(data, given.rows * TOKENS * (3 * given.steps + 5))
+            write_random_data(data, given.rows * TOKENS * steps_of(given.steps))
         job = Job("benchmarks.ranks", params, THREADS, {}, {"data": data}, Path(scratch), ranks=given.ranks)
         if given.ranks == 1:
             return carry_out(job, _silent)

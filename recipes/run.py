@@ -51,14 +51,12 @@ CODE_ALWAYS = ("recipes.tensors", "recipes.shards", "recipes.runtime", "recipes.
 # Never in one: what comes of them stands in the key (`recipes.job` holds the params against it), or they make no
 # artifact. This module hands over what `recipes.execute` made.
 CODE_EXCLUDE = (
-    *(
-        "recipes.run",
-        "recipes.loading",
-        "recipes.config",
-        "recipes.recompute",
-        "recipes.preflight",
-        "recipes.gpus",
-    ),
+    "recipes.run",
+    "recipes.loading",
+    "recipes.config",
+    "recipes.recompute",
+    "recipes.preflight",
+    "recipes.gpus",
     "vpstore",
 )
 

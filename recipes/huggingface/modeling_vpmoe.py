@@ -49,7 +49,7 @@ class VpConfig(PreTrainedConfig):
     """Shapes. `attention` is "gqa" (compat: RoPE, no window) or "tpa" (real: three local layers to one global)."""
 
     model_type = "vpmoe"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     attention: str = "gqa"
     vocab_size: int = 201088

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from vpstore.checkout import Checkout
 from vpstore.errors import VpstoreError
@@ -27,9 +27,6 @@ from vpstore.storage.store import Store
 from vpstore.workspace import Workspace
 
 Refs = Mapping[Digest, StageRef]  # what each artifact of a chain was built as
-
-
-HISTORY: Final = "as the lock says, with another history"
 
 
 class Agreement(NamedTuple):
@@ -51,7 +48,7 @@ def agreement(manifest: Manifest, agreed: Profile, refs: Refs) -> Agreement:
     if entry.artifact == own.artifact:
         return Agreement("same", "as the lock says", entry)
     if entry.is_kept_by(own):
-        return Agreement("same", HISTORY, entry)
+        return Agreement("same", "as the lock says, with another history", entry)
     if entry.key == own.key:
         return Agreement("bytes", "the lock's own key, other bytes", entry)
     if entry.key == _with_agreed_parents(manifest, agreed, refs).build.key():
@@ -76,7 +73,7 @@ def check_lock(dossier: Dossier, manifest: Manifest, agreed: Profile, refs: Refs
     dossier.standing = found.standing
     if found.entry is None or found.standing == "record":
         return
-    if found.words == HISTORY:
+    if found.standing == "same" and found.entry.artifact != manifest.digest:
         dossier.remark(
             "the lock's key and content, with another history: other ancestors, or other comments in a recipe"
         )
